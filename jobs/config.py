@@ -1,0 +1,217 @@
+"""The configuration of a run: one frozen tree, checked as soon as it is made.
+
+Flags, a TOML/YAML file and `--set key=value` all end here; unknown keys are errors. The part that
+changes masks has a fingerprint, and one output holds one fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from workers.messages import (
+    DetectorSpec,
+    PromptMode,
+    StoreOptions,
+    TrackerSpec,
+    WorkerSpec,
+)
+
+SCHEMA_VERSION = 1
+"""Version of the tables; part of the fingerprint, and stored in every Parquet file."""
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StoreConfig(Section):
+    """How to reach an object store; secrets come from the environment only."""
+
+    endpoint_url: str | None = None
+    path_style: bool = False
+    profile: str | None = None
+    region: str | None = None
+    anonymous: bool = False
+
+    def options(self) -> StoreOptions:
+        """Return the same as the message that workers receive."""
+        return StoreOptions(**self.model_dump())
+
+
+class CorpusConfig(Section):
+    """Which videos."""
+
+    paths: tuple[str, ...] = ()
+    """Files, prefixes, globs or folders of frames, as fsspec URLs."""
+    manifest: str | None = None
+    """CSV, JSONL or Parquet with a column `video`."""
+    limit: int | None = Field(default=None, ge=1)
+    sample: int | None = Field(default=None, ge=1)
+    seed: int = 0
+    stride: int = Field(default=1, ge=1)
+    """Stride of every video whose manifest row has none."""
+    store: StoreConfig = StoreConfig()
+
+
+class TrackerConfig(Section):
+    """Which tracker."""
+
+    name: str = "flow"
+    checkpoint: str | None = None
+    image_size: int | None = Field(default=None, ge=32)
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    device: str = "auto"
+    options: dict[str, Any] = {}
+
+
+class DetectorConfig(Section):
+    """Which detector makes prompts."""
+
+    name: str
+    checkpoint: str | None = None
+    classes: tuple[str, ...] = ()
+    confidence: float = Field(default=0.25, ge=0, le=1)
+    max_objects: int | None = Field(default=None, ge=1)
+
+
+class PromptConfig(Section):
+    """Where prompts come from and when they are taken. At most one source."""
+
+    file: str | None = None
+    dir: str | None = None
+    detector: DetectorConfig | None = None
+    mode: PromptMode = PromptMode.FIRST_FRAME
+    interval: int = Field(default=30, ge=1)
+    threshold: float = Field(default=0.0, ge=0, le=1)
+    allow_unprompted: bool = False
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PromptConfig:
+        given = [n for n in ("file", "dir", "detector") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise ValueError(f"prompts come from one place, not from {' and '.join(given)}")
+        return self
+
+
+class PoolConfig(Section):
+    """How many workers, and what each may use."""
+
+    workers: int | Literal["auto"] = "auto"
+    gpus_per_worker: float | None = Field(default=None, ge=0)
+    """None is 1 where the cluster has GPUs and the tracker uses them, else 0."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    videos_per_worker: int = Field(default=1, ge=1)
+    stuck_after_s: float = Field(default=300, gt=0)
+    """An attempt without progress for this long is stopped."""
+    ray_address: str | None = None
+    """None starts a local Ray, or joins the one that RAY_ADDRESS names."""
+    spool_dir: str | None = None
+
+    @field_validator("workers")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"workers must be at least 1 or auto, got {value}")
+        return value
+
+
+class OutConfig(Section):
+    """Where results go."""
+
+    uri: str
+    store: StoreConfig = StoreConfig()
+    single_driver: bool = False
+    """Run on a store without conditional writes; the user promises that no other driver runs."""
+
+
+class RunConfig(Section):
+    """Everything about one run."""
+
+    corpus: CorpusConfig
+    out: OutConfig
+    tracker: TrackerConfig = TrackerConfig()
+    prompts: PromptConfig = PromptConfig()
+    pool: PoolConfig = PoolConfig()
+
+    def mask_settings(self, *, tracker_sha256: str, detector_sha256: str) -> dict[str, Any]:
+        """Return everything that changes masks, by dotted key.
+
+        Parameters
+        ----------
+        tracker_sha256, detector_sha256 : str
+            Digests of the weights; empty for none. Paths are left out on purpose: the same
+            weights elsewhere are the same run.
+
+        Returns
+        -------
+        dict of str to value
+            JSON-serialisable, the input of the fingerprint.
+        """
+        settings: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "tracker.name": self.tracker.name,
+            "tracker.sha256": tracker_sha256,
+            "tracker.image_size": self.tracker.image_size,
+            "tracker.dtype": self.tracker.dtype,
+            "prompts.kind": self.prompt_kind,
+            "prompts.mode": self.prompts.mode.value,
+            "prompts.interval": self.prompts.interval
+            if self.prompts.mode is PromptMode.EVERY_N_FRAMES
+            else None,
+            "prompts.threshold": self.prompts.threshold,
+            "prompts.allow_unprompted": self.prompts.allow_unprompted,
+        }
+        for key, value in sorted(self.tracker.options.items()):
+            settings[f"tracker.options.{key}"] = value
+        detector = self.prompts.detector
+        if detector is not None:
+            settings |= {
+                "detector.name": detector.name,
+                "detector.sha256": detector_sha256,
+                "detector.classes": sorted(detector.classes),
+                "detector.confidence": detector.confidence,
+                "detector.max_objects": detector.max_objects,
+            }
+        return settings
+
+    @property
+    def prompt_kind(self) -> str:
+        """``file``, ``folder``, ``detector`` or ``none``."""
+        if self.prompts.file is not None:
+            return "file"
+        if self.prompts.dir is not None:
+            return "folder"
+        return "detector" if self.prompts.detector is not None else "none"
+
+    def worker_spec(self, *, run_id: str, config_fingerprint: str) -> WorkerSpec:
+        """Return what every worker of the run is born with."""
+        detector = self.prompts.detector
+        return WorkerSpec(
+            run_id=run_id,
+            out_uri=self.out.uri,
+            tracker=TrackerSpec(**self.tracker.model_dump()),
+            detector=DetectorSpec(**detector.model_dump()) if detector else None,
+            prompt_mode=self.prompts.mode,
+            prompt_interval=self.prompts.interval,
+            threshold=self.prompts.threshold,
+            allow_unprompted=self.prompts.allow_unprompted,
+            corpus_store=self.corpus.store.options(),
+            out_store=self.out.store.options(),
+            config_fingerprint=config_fingerprint,
+            num_threads=max(1, int(self.pool.cpus_per_worker)),
+            videos_in_flight=self.pool.videos_per_worker,
+            spool_dir=self.pool.spool_dir,
+        )
+
+
+def fingerprint(mask_settings: Mapping[str, Any]) -> str:
+    """Return the fingerprint of the settings that change masks, 16 hex digits."""
+    text = json.dumps(dict(mask_settings), sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
