@@ -20,9 +20,7 @@ from workers.messages import (
     TrackerSpec,
     WorkerSpec,
 )
-
-SCHEMA_VERSION = 1
-"""Version of the tables; part of the fingerprint, and stored in every Parquet file."""
+from workers.sinks.schema import SCHEMA_VERSION
 
 
 class Section(BaseModel):
