@@ -435,7 +435,7 @@ class TrackingSession(abc.ABC):
         self._check_open()
         arrays, extra = self._get_state()
         packed = {f"state.{name}": np.ascontiguousarray(a) for name, a in arrays.items()}
-        pending = []
+        pending: list[dict[str, Any]] = []
         for idx, prompts in self._pending.items():
             for prompt in prompts:
                 slot = len(pending)
