@@ -19,7 +19,7 @@ import itertools
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -302,7 +302,7 @@ class YoloNetwork:
         confidence: float,
         nms_iou: float = 0.7,
         max_detections: int = 300,
-        class_agnostic: bool = False,
+        categories: Collection[int] | None = None,
     ) -> list[list[YoloDetection]]:
         """Return the detections of each picture, the most confident first.
 
@@ -311,14 +311,14 @@ class YoloNetwork:
         images : sequence of ndarray of uint8, shape (H, W, 3)
             RGB, 0-255; pictures of one size go through the network together.
         confidence : float
-            Smallest confidence, exclusive, 0..1.
+            Smallest confidence that counts, 0..1.
         nms_iou : float
             Of two boxes of a class that overlap by more, the less confident goes. Networks
             without suppression (end to end) do not use it.
         max_detections : int
             At most this many detections of a picture.
-        class_agnostic : bool
-            Suppress across classes.
+        categories : collection of int, optional
+            Only these classes; every class when left out.
 
         Returns
         -------
@@ -341,11 +341,7 @@ class YoloNetwork:
                 predictions, prototypes = self._split(output)
                 for slot, i in enumerate(members):
                     rows = self._select(
-                        predictions[slot].float(),
-                        confidence,
-                        nms_iou,
-                        max_detections,
-                        class_agnostic,
+                        predictions[slot].float(), confidence, nms_iou, max_detections, categories
                     )
                     basis = (
                         _Prototypes(prototypes[slot].float().cpu().numpy(), fits[i])
@@ -370,7 +366,7 @@ class YoloNetwork:
         confidence: float,
         nms_iou: float,
         max_detections: int,
-        class_agnostic: bool,
+        categories: Collection[int] | None,
     ) -> FloatArray:
         """Return the kept rows ``x0, y0, x1, y1, score, class, coefficients...`` of one picture.
 
@@ -380,21 +376,25 @@ class YoloNetwork:
         import torch
         from torchvision.ops import batched_nms
 
-        if self._end2end:
-            rows = prediction[prediction[:, 4] > confidence][:max_detections]
-            return np.asarray(rows.cpu().numpy(), np.float32)
         num_classes = len(self.classes)
-        score, category = prediction[4 : 4 + num_classes].max(0)
-        keep = torch.nonzero(score > confidence)[:, 0]
+        if self._end2end:
+            score, category = prediction[:, 4], prediction[:, 5]
+        else:
+            score, category = prediction[4 : 4 + num_classes].max(0)
+        counts = score >= confidence
+        if categories is not None:
+            counts &= torch.isin(category.int(), torch.tensor([*categories]).to(category.device))
+        keep = torch.nonzero(counts)[:, 0]
         if not len(keep):
             return np.zeros((0, 6), np.float32)
+        if self._end2end:
+            return np.asarray(prediction[keep[:max_detections]].cpu().numpy(), np.float32)
         # Stable, so that equal scores keep their order on every machine.
         keep = keep[score[keep].argsort(descending=True, stable=True)[:MAX_CANDIDATES]]
         score, category, prediction = score[keep], category[keep], prediction[:, keep].T
         centre, half = prediction[:, :2], prediction[:, 2:4] / 2
         boxes = torch.cat((centre - half, centre + half), 1)
-        groups = torch.zeros_like(category) if class_agnostic else category
-        chosen = batched_nms(boxes, score, groups, nms_iou)[:max_detections]
+        chosen = batched_nms(boxes, score, category, nms_iou)[:max_detections]
         rows = torch.cat(
             (
                 boxes[chosen],
