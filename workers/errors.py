@@ -96,6 +96,12 @@ class TrackerError(TaskError):
     kind = FailureKind.TRACKER
 
 
+class PreemptedError(TaskError):
+    """The attempt was told to stop; nothing is wrong with its video."""
+
+    kind = FailureKind.PREEMPTED
+
+
 class OutageError(TaskError):
     """A refusal that would meet every video alike: denied credentials or a full disk."""
 
