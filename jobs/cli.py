@@ -1,0 +1,332 @@
+"""The command line: arguments become a configuration, a verb runs, its outcome an exit code.
+
+Exit codes: 0 all videos committed; 1 finished, some quarantined; 2 wrong command, configuration,
+tracker, weights or prompts; 3 store or cluster; 70 a fault of this program; 130 interrupted.
+Every room is imported by the verb that needs it, so that `maskmill --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobs.flags import (
+    CORPUS,
+    MODEL,
+    OUT,
+    OUT_STORE,
+    PROMPTS,
+    STORES,
+    WORKERS,
+    CommandLine,
+    configured,
+)
+from workers.errors import ConfigError, FailureKind, MaskmillError
+
+if TYPE_CHECKING:
+    from jobs.config import RunConfig
+    from workers.storage import Store
+
+EXIT_FAULT = 70
+"""A fault of this program (EX_SOFTWARE): not one of the outcomes a caller may act upon."""
+AGPL_NOTICE = (
+    "notice: ultralytics (YOLO) is licensed under AGPL-3.0; using it in a service or product "
+    "obliges you to its terms, unless you hold a licence of Ultralytics"
+)
+"""Printed once wherever a YOLO model is chosen."""
+
+app = typer.Typer(
+    name="maskmill",
+    help="Turn a corpus of videos into a dataset of per-frame object masks.",
+    epilog="Start with: maskmill demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+OutArgument = Annotated[
+    str, typer.Argument(metavar="OUT", help="Folder or URL of a dataset.", show_default=False)
+]
+TakeOver = Annotated[
+    bool,
+    typer.Option("--take-over", help="Do it although the log says that a driver is at work."),
+]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name; those of the process by default.
+
+    Returns
+    -------
+    int
+        Exit code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # Taken out here: it belongs to no verb, and must work when parsing itself fails.
+    debug = "--debug" in arguments
+    if debug:
+        arguments.remove("--debug")
+    try:
+        app(arguments, prog_name="maskmill")
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    except MaskmillError as error:
+        if debug:
+            traceback.print_exc()
+        for sentence in str(error).splitlines() or [type(error).__name__]:
+            print(f"error: {sentence}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        return _explain_os_error(error)
+    except Exception as error:
+        return _explain_fault(error, debug)
+    return 0
+
+
+def _explain_os_error(error: OSError) -> int:
+    """Print what the operating system refused; a full disk and a missing right are the store's."""
+    where = f"{error.filename}: " if error.filename else ""
+    print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+    return 3 if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT) else 2
+
+
+def _explain_fault(error: Exception, debug: bool) -> int:
+    """Keep the traceback of a fault of ours in a file, and say where."""
+    import tempfile
+
+    text = traceback.format_exc()
+    if debug:
+        print(text, file=sys.stderr)
+    path = Path(tempfile.gettempdir()) / f"maskmill-fault-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+    path.write_text(text, encoding="utf-8")
+    print(
+        f"error: maskmill itself failed ({type(error).__name__}: {error}); the details are in "
+        f"{path}, please report them",
+        file=sys.stderr,
+    )
+    return EXIT_FAULT
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"maskmill {version('maskmill')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (after any verb).")
+    ] = False,
+) -> None:
+    """Turn a corpus of videos into a dataset of per-frame object masks."""
+
+
+@app.command()
+@configured(CORPUS, OUT, MODEL, PROMPTS, WORKERS, STORES, corpus=True)
+def plan(
+    command: CommandLine,
+    fps: Annotated[
+        float | None,
+        typer.Option("--fps", min=0.001, help="Frames per second of one worker, for the estimate."),
+    ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option("--price", min=0, help="Price of a worker-hour, for the estimate."),
+    ] = None,
+) -> None:
+    """Show what would run: videos, frames, invalid inputs, worker-hours. Writes nothing."""
+    from jobs.planning_report import write_plan
+
+    config = command.config(with_out=False)
+    notice_licence(config)
+    write_plan(config, fps=fps, price=price)
+
+
+@app.command()
+@configured(CORPUS, OUT, MODEL, PROMPTS, WORKERS, STORES, corpus=True)
+def run(command: CommandLine) -> None:
+    """Track a corpus into a dataset. The same command again resumes."""
+    config = command.config()
+    if not config.out.uri:
+        raise ConfigError("out.uri is missing: give --out URI")
+    notice_licence(config)
+    raise typer.Exit(run_and_report(config, _typed_command()))
+
+
+@app.command()
+@configured(OUT_STORE)
+def status(
+    command: CommandLine,
+    out: OutArgument,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until Ctrl-C.")] = False,
+) -> None:
+    """Show how far a run is, from its log alone; no cluster is needed."""
+    from jobs.status import watch_status, write_status
+
+    store = open_out(out, command)
+    if watch:
+        watch_status(store)
+    else:
+        write_status(store)
+
+
+@app.command()
+@configured(OUT_STORE)
+def retry(
+    command: CommandLine,
+    out: OutArgument,
+    kinds: Annotated[
+        list[FailureKind] | None,
+        typer.Option("--class", help="Only videos quarantined for this reason; may be repeated."),
+    ] = None,
+) -> None:
+    """Try the quarantined videos of a run once more, with the configuration it had."""
+    from jobs.driver import stored_config
+
+    config = stored_config(open_out(out, command))
+    notice_licence(config)
+    raise typer.Exit(
+        run_and_report(config, _typed_command(), retry=True, kinds=frozenset(kinds or ()) or None)
+    )
+
+
+@app.command()
+@configured(OUT_STORE)
+def verify(command: CommandLine, out: OutArgument) -> None:
+    """Prove that every committed video is in the dataset once, readable, its hashes right."""
+    from jobs.maintenance import verify as verify_dataset
+
+    report = verify_dataset(open_out(out, command))
+    print(report)
+
+
+@app.command()
+@configured(OUT_STORE)
+def gc(command: CommandLine, out: OutArgument, take_over: TakeOver = False) -> None:
+    """Delete what no commit names: parts of dead attempts, parts already in the dataset."""
+
+
+@app.command()
+@configured(OUT_STORE)
+def compact(command: CommandLine, out: OutArgument, take_over: TakeOver = False) -> None:
+    """Merge the dataset into fewer, larger, sorted files."""
+
+
+@app.command()
+@configured(OUT_STORE)
+def doctor(
+    command: CommandLine,
+    uri: Annotated[
+        str | None,
+        typer.Argument(metavar="[URI]", help="A folder or bucket to probe for what it supports."),
+    ] = None,
+) -> None:
+    """Check this machine: versions, GPUs, decoders; and what a bucket really supports."""
+
+
+@app.command()
+def models() -> None:
+    """List the trackers, their weights and their licences."""
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where everything goes.")
+    ] = Path("maskmill-demo"),
+) -> None:
+    """Render a clip with known masks, track it, picture it and score it. Downloads nothing."""
+    from jobs.demo import run_demo
+
+    raise typer.Exit(run_demo(out))
+
+
+def open_out(uri: str, command: CommandLine) -> Store:
+    """Open an existing output.
+
+    Parameters
+    ----------
+    uri : str
+        As typed.
+    command : CommandLine
+        Holds how to reach it.
+
+    Returns
+    -------
+    Store
+        The output.
+    """
+    from workers.storage import open_store
+
+    return open_store(uri, command.out_store().options())
+
+
+def run_and_report(config: RunConfig, command: str, **options: Any) -> int:
+    """Run with a display, print the summary, return the exit code.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    command : str
+        What was typed, for the summary.
+    **options
+        Passed on to `jobs.driver.run`.
+
+    Returns
+    -------
+    int
+        Exit code of the run.
+    """
+    from jobs.driver import run as drive
+    from jobs.progress import make_reporter
+    from jobs.report import write_summary
+
+    reporter = make_reporter()
+    try:
+        summary = drive(config, reporter=reporter, **options)
+    finally:
+        reporter.close()
+    write_summary(summary, command)
+    return summary.exit_code
+
+
+def notice_licence(config: RunConfig) -> None:
+    """Say under which licence the chosen models stand, where it obliges the user."""
+    detector = config.prompts.detector
+    names = [config.tracker.name, detector.name if detector else ""]
+    if any(name.lower().startswith("yolo") for name in names):
+        print(AGPL_NOTICE, file=sys.stderr)
+
+
+def _typed_command() -> str:
+    return shlex.join(["maskmill", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
