@@ -59,7 +59,7 @@ def os_fault(error: OSError, uri: str, *, writing: bool) -> Exception:
         if not writing:
             return FileNotFoundError(f"{uri} does not exist")
         if code == errno.ENOENT:
-            return StoreError(f"{uri} cannot be written: its folder vanished meanwhile")
+            return StoreError(f"{uri} cannot be written: its folder does not exist")
         return StoreDenied(
             f"{uri} cannot be written: {reason.lower()}; a file and a folder have the same name, "
             "so choose another place"

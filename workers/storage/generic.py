@@ -18,8 +18,8 @@ from workers.errors import (
 )
 from workers.messages import StoreOptions
 from workers.storage.base import ObjectStat, Store
+from workers.storage.download import Download
 from workers.storage.faults import os_fault
-from workers.storage.local import writing_to
 
 _CHUNK_BYTES = 8 << 20
 _PACKAGES = {
@@ -84,7 +84,7 @@ class FsspecStore(Store):
         found = self.stat(key)
         if found is None:
             raise FileNotFoundError(f"{self.uri_of(key)} does not exist")
-        with writing_to(local_path) as target:
+        with Download(local_path) as target:
             for start in range(0, found.size_bytes, _CHUNK_BYTES):
                 stop = min(start + _CHUNK_BYTES, found.size_bytes)
                 chunk = self.read_range(key, start, stop)
@@ -92,7 +92,7 @@ class FsspecStore(Store):
                     raise StoreUnavailable(
                         f"{self.uri_of(key)} changed while it was read: try again"
                     )
-                target.write(chunk)
+                target.write_at(start, chunk)
                 if on_bytes is not None:
                     on_bytes(len(chunk))
 

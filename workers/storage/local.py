@@ -4,7 +4,8 @@ Files become visible by a rename, and exclusively by a hard link, of a complete 
 with a dot-name in the same folder: both are atomic on POSIX file systems, NFS included.
 """
 
-# ruff: noqa: D102, PTH - contracts stand on Store; strings, since folders may hold millions of files
+# ruff: noqa: D102, PTH102, PTH106, PTH108, PTH112, PTH116, PTH118, PTH120
+# (contracts stand on Store; paths are strings here, since a folder may hold a million files)
 from __future__ import annotations
 
 import contextlib
@@ -19,6 +20,7 @@ from typing import BinaryIO, cast
 
 from workers.errors import StoreError
 from workers.storage.base import BLOCK_BYTES, ObjectStat, Store
+from workers.storage.download import Download
 from workers.storage.faults import os_fault
 
 _COPY_BYTES = 4 << 20
@@ -66,11 +68,17 @@ class LocalStore(Store):
     def get_file(
         self, key: str, local_path: str | Path, *, on_bytes: Callable[[int], None] | None = None
     ) -> None:
-        with self.open(key) as source, writing_to(local_path) as target:
-            while chunk := source.read(_COPY_BYTES):
-                target.write(chunk)
+        offset = 0
+        with self.open(key) as source, Download(local_path) as target:
+            while chunk := self._read(source, key):
+                target.write_at(offset, chunk)
+                offset += len(chunk)
                 if on_bytes is not None:
                     on_bytes(len(chunk))
+
+    def _read(self, file: BinaryIO, key: str) -> bytes:
+        with self._faults(key):
+            return file.read(_COPY_BYTES)
 
     def write_bytes(self, key: str, data: bytes) -> None:
         with self._faults(key, writing=True), self._complete_file(key, data) as temporary:
@@ -194,21 +202,6 @@ class _Child:
         except OSError:
             self.is_folder = False
         self.tail = os.fsencode(entry.name) + (b"/" if self.is_folder else b"")
-
-
-@contextlib.contextmanager
-def writing_to(local_path: str | Path) -> Iterator[BinaryIO]:
-    """Open a local file for a download; it is removed again when the block raises."""
-    path = Path(local_path)
-    try:
-        with path.open("wb") as file:
-            yield file
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-            raise os_fault(error, str(path), writing=True) from error
-        raise
 
 
 def _open_new(folder: str, path: str) -> BinaryIO:
