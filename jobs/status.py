@@ -8,15 +8,27 @@ shown on its own.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+from jobs.progress import format_duration
+from workers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jobs.commit_log import LogState
+    from workers.storage import Store
 
 STATUS_KEY = "_status.json"
 """Key of the advisory status below the root of the output."""
 STALE_AFTER_S = 30.0
 """A status older than this is not believed: the driver writes one every 5 seconds."""
+WATCH_EVERY_S = 2.0
+"""How often `status --watch` looks."""
+MAX_REASONS = 5
+"""Quarantined videos named; the table `quarantine` names all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +89,163 @@ class LiveStatus:
         """Tell whether a driver wrote this a moment ago and still runs."""
         now_s = time.time() if now_s is None else now_s
         return not self.ended and now_s - self.written_s < STALE_AFTER_S
+
+
+def read_live(store: Store) -> LiveStatus | None:
+    """Return what the driver last said about itself, if anything."""
+    try:
+        return LiveStatus.from_json(store.read_bytes(STATUS_KEY))
+    except FileNotFoundError:
+        return None
+
+
+def read_log(store: Store) -> LogState:
+    """Return what the log of an existing output says.
+
+    Parameters
+    ----------
+    store : Store
+        The output.
+
+    Returns
+    -------
+    LogState
+        Its state, with a plan.
+
+    Raises
+    ------
+    ConfigError
+        There is no run in this place.
+    """
+    from jobs.commit_log import read_state
+
+    state = read_state(store)
+    if state.last_seq == 0 or state.plan is None:
+        raise ConfigError(
+            f"there is no run in {store.uri}: check the path, or start one with maskmill run "
+            f"CORPUS --out {store.uri}"
+        )
+    return state
+
+
+def status_lines(store: Store, state: LogState, live: LiveStatus | None, now_s: float) -> list[str]:
+    """Return where a run stands, line by line.
+
+    Parameters
+    ----------
+    store : Store
+        The output.
+    state : LogState
+        What its log says.
+    live : LiveStatus or None
+        What its driver last said.
+    now_s : float
+        Unix time.
+
+    Returns
+    -------
+    list of str
+        Without line ends.
+    """
+    assert state.plan is not None
+    runs = state.runs.values()
+    num_videos = int(state.plan.totals.get("num_videos", 0))
+    fresh = live is not None and live.is_fresh(now_s) and live.epoch == state.epoch
+    lines = [f"run {state.plan.run_id} in {store.uri}: {_condition(state, fresh)}", ""]
+    settled = state.num_committed + state.num_quarantined
+    share = f" ({100 * settled / num_videos:.0f} %)" if num_videos else ""
+    lines.append(f"  committed    {state.num_committed:,} of {num_videos:,} videos{share}")
+    if state.num_quarantined:
+        lines.append(f"  quarantined  {state.num_quarantined:,}")
+    num_frames, num_masks = (sum(int(run[n]) for run in runs) for n in ("num_frames", "num_masks"))
+    lines.append(f"  tracked      {num_frames:,} frames, {num_masks:,} masks")
+    lines.append(f"  started {len(state.runs)} time{'s' if len(state.runs) != 1 else ''}")
+    if live is not None and fresh:
+        lines += _live_lines(live)
+    if state.quarantined:
+        lines += ["", "in quarantine:"]
+        for entry in list(state.quarantined.values())[:MAX_REASONS]:
+            lines.append(f"  {entry.name or entry.uri} ({entry.error_class}): {entry.message}")
+        if len(state.quarantined) > MAX_REASONS:
+            lines.append(f"  and {len(state.quarantined) - MAX_REASONS:,} more")
+    return lines
+
+
+def _condition(state: LogState, fresh: bool) -> str:
+    if state.closed:
+        return state.outcome.value if state.outcome is not None else "closed"
+    if fresh:
+        return f"running, driver {state.owner}"
+    return (
+        f"not closed: driver {state.owner} is starting, out of reach or dead; the same run command "
+        f"resumes it"
+    )
+
+
+def _live_lines(live: LiveStatus) -> list[str]:
+    elapsed_s = max(live.written_s - live.started_s, 0.001)
+    lines = [
+        f"  under way    {live.num_frames:,} frames in {format_duration(elapsed_s)}, "
+        f"{live.num_frames / elapsed_s:,.1f} frames/s"
+    ]
+    left = live.num_videos - live.num_skipped - live.num_committed - live.num_quarantined
+    if live.num_frames_planned and 0 < live.num_frames < live.num_frames_planned:
+        rest_s = (live.num_frames_planned - live.num_frames) * elapsed_s / live.num_frames
+        lines.append(f"  left         {left:,} videos, about {format_duration(rest_s)}")
+    elif left > 0:
+        lines.append(f"  left         {left:,} videos")
+    if live.workers:
+        lines.append("")
+    for worker_id, worker in sorted(live.workers.items()):
+        lines.append(
+            f"  {worker_id:<12} {worker.get('state', ''):<12} {worker.get('video', '')} "
+            f"{worker.get('num_steps') or ''}".rstrip()
+        )
+    return lines
+
+
+def write_status(store: Store, stream: TextIO | None = None) -> None:
+    """Print where the run in an output stands.
+
+    Parameters
+    ----------
+    store : Store
+        The output.
+    stream : TextIO, optional
+        Standard output by default.
+
+    Raises
+    ------
+    ConfigError
+        There is no run in this place.
+    """
+    lines = status_lines(store, read_log(store), read_live(store), time.time())
+    print("\n".join(lines), file=stream or sys.stdout)
+
+
+def watch_status(store: Store) -> None:
+    """Show the status again and again, until the run is closed or Ctrl-C.
+
+    Parameters
+    ----------
+    store : Store
+        The output.
+
+    Raises
+    ------
+    ConfigError
+        There is no run in this place.
+    """
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console()
+    with Live(console=console, auto_refresh=False) as display:
+        while True:
+            state = read_log(store)
+            lines = status_lines(store, state, read_live(store), time.time())
+            display.update(Text("\n".join(lines)), refresh=True)
+            if state.closed:
+                return
+            time.sleep(WATCH_EVERY_S)
