@@ -1,0 +1,762 @@
+"""The state machine of tasks, attempts and workers: decides, and does nothing itself.
+
+Events come in (`worker_ready`, `attempt_failed`, `tick`, ...), actions come out (`Begin`, `Kill`,
+`Commit`, ...), and the time is an argument, so every schedule of faults can be replayed in a test.
+Pending tasks are a numpy array and a cursor; only a task that was begun and has not ended is an
+object, so ten million pending videos cost their order and one byte each.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.errors import ConfigError, FailureKind, MaskmillError, StoreError
+from workers.messages import Phase
+
+
+class TaskState(Enum):
+    """Where a task is; the task's entry owns it."""
+
+    PENDING = auto()
+    """Never begun; it has no entry yet."""
+    RUNNING = auto()
+    """One attempt of it is on a worker, perhaps only prefetched."""
+    RETRYING = auto()
+    """Between two attempts: waiting for its backoff or for a worker."""
+    WITHHELD = auto()
+    """Failed for good, but not quarantined before it is clear that this is no outage."""
+    COMMITTED = auto()
+    QUARANTINED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class FaultPolicy:
+    """How often what is tried again, and what counts as an outage.
+
+    Attributes
+    ----------
+    max_charged : int
+        Charged failures of all kinds together after which a video is quarantined.
+    max_death_retries, max_memory_retries, max_tracker_retries : int
+        Retries after a charged worker death, after memory ran out, after a tracker exception.
+    stuck_after_s : float
+        An attempt without progress for this long is stopped, in seconds.
+    backoff_s, backoff_factor, backoff_max_s : float
+        First pause before a transient failure is tried again, its growth and its limit.
+    outage_after : int
+        So many videos in a row that fail alike, on two or more workers, are an outage.
+    max_start_failures : int
+        With no worker ready, so many failures to start (beyond one per wanted worker) end the run.
+    """
+
+    max_charged: int = 4
+    max_death_retries: int = 2
+    max_memory_retries: int = 1
+    max_tracker_retries: int = 1
+    stuck_after_s: float = 300.0
+    backoff_s: float = 2.0
+    backoff_factor: float = 4.0
+    backoff_max_s: float = 60.0
+    outage_after: int = 20
+    max_start_failures: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Send an attempt to a worker."""
+
+    worker_id: str
+    task: int
+    """Index of the task in the plan."""
+    attempt_id: str
+    number: int
+    """1-based count of tries of this task in this run of the driver."""
+    small_profile: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Ask a worker to give an attempt up."""
+
+    worker_id: str
+    attempt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End a worker at once; whatever it still says is ignored."""
+
+    worker_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartWorker:
+    """Start one more worker; it answers with `worker_ready` or `worker_lost`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The attempt's results become part of the dataset; said once per task at most."""
+
+    task: int
+    attempt_id: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """The task will not be tried again; said once per task at most."""
+
+    task: int
+    kind: FailureKind
+    message: str
+    traceback: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The run cannot go on; nothing follows."""
+
+    error: MaskmillError
+
+
+Action = Begin | Cancel | Kill | StartWorker | Commit | Quarantine | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Tasks by state, for the display; together they are all tasks."""
+
+    pending: int
+    running: int
+    retrying: int
+    withheld: int
+    committed: int
+    quarantined: int
+
+
+@dataclass(slots=True)
+class _Task:
+    """A task that was begun and has not ended."""
+
+    task: int
+    state: TaskState = TaskState.RUNNING
+    number: int = 0
+    charged: int = 0
+    deaths: int = 0
+    out_of_memory: int = 0
+    tracker: int = 0
+    transient: int = 0
+    alone: bool = False
+    """A suspect, or short of memory: no other attempt may be on its worker."""
+    small_profile: bool = False
+    prefers: str | None = None
+    """Worker on which a transient failure is best tried again."""
+
+
+@dataclass(slots=True)
+class _Attempt:
+    attempt_id: str
+    entry: _Task
+    worker_id: str
+    phase: Phase = Phase.DOWNLOADING
+    num_steps: int = 0
+    progress_at: float = 0.0
+
+
+@dataclass(slots=True)
+class _Worker:
+    worker_id: str
+    attempts: dict[str, _Attempt] = field(default_factory=dict)
+    exclusive: bool = False
+    """It runs an attempt that must be alone."""
+    reserved: bool = False
+    """It runs dry, because a suspect waits for a worker of its own."""
+    retiring: bool = False
+    """Its tracker failed: it ends what it has and is replaced by a fresh one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    kind: FailureKind
+    message: str
+    traceback: str = ""
+
+
+class Scheduler:
+    """Decide which worker tracks which video next, and what becomes of every failure.
+
+    Parameters
+    ----------
+    num_tasks : int
+        Tasks are the indices 0 .. num_tasks - 1.
+    order : ndarray of int, shape (num_tasks,)
+        The tasks, longest first; each exactly once.
+    num_workers : int
+        Workers wanted; see `resize`.
+    policy : FaultPolicy
+        The fault policy.
+    slots_per_worker : int
+        Videos that one worker tracks at the same time.
+    prefetch : int
+        Further attempts that a worker may have begun, so that it never waits for a download.
+    attempt_prefix : str
+        Goes before every attempt id; carries the driver's epoch, which makes ids unique over the
+        life of the output.
+
+    Notes
+    -----
+    Times are seconds of any clock that never goes back. Every event returns the actions that
+    follow from it, in the order in which they are to be done. An event about an attempt or a
+    worker that is no longer known is ignored: a late result of a worker that was declared lost
+    changes nothing. Call `tick` after a batch of events and whenever `next_deadline` has passed;
+    calling it before the waiting heartbeats are handed in could take a late driver for a stuck
+    video.
+    """
+
+    def __init__(
+        self,
+        num_tasks: int,
+        order: NDArray[np.integer],
+        *,
+        num_workers: int,
+        policy: FaultPolicy | None = None,
+        slots_per_worker: int = 1,
+        prefetch: int = 1,
+        attempt_prefix: str = "",
+    ) -> None:
+        if order.shape != (num_tasks,):
+            raise ValueError(f"order needs one entry per task ({num_tasks}), got {order.shape = }")
+        if num_workers < 1 or slots_per_worker < 1 or prefetch < 0:
+            raise ValueError(
+                "at least one worker with one slot is needed and prefetch is not negative, got "
+                f"{num_workers = }, {slots_per_worker = }, {prefetch = }"
+            )
+        self.num_tasks = num_tasks
+        self.policy = policy or FaultPolicy()
+        self._order = order
+        self._cursor = 0
+        self._ended = np.zeros(num_tasks, dtype=bool)
+        self._entries: dict[int, _Task] = {}
+        self._attempts: dict[str, _Attempt] = {}
+        self._workers: dict[str, _Worker] = {}
+        self._open: dict[str, _Worker] = {}  # those that may have room, so that no event scans all
+        self._killed: set[str] = set()
+        self._retries: deque[_Task] = deque()
+        self._suspects: deque[_Task] = deque()
+        self._backoff: list[tuple[float, int, _Task]] = []
+        self._backoff_count = 0
+        self._wanted = num_workers
+        self._slots = slots_per_worker
+        self._prefetch = prefetch
+        self._prefix = attempt_prefix
+        self._num_starting = 0
+        self._start_failures = 0
+        self._start_not_before = float("-inf")
+        self._committed = 0
+        self._quarantined = 0
+        self._withheld: list[tuple[_Task, _Failure]] = []
+        self._streak_workers: set[str] = set()
+        self._interrupted = False
+        self._stopped = False
+
+    # -- what can be asked ---------------------------------------------------------------------
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every task has ended, the run was stopped, or an interrupt has run dry."""
+        if self._stopped or self._committed + self._quarantined == self.num_tasks:
+            return True
+        return self._interrupted and not self._attempts
+
+    @property
+    def counts(self) -> Counts:
+        """Tasks by state."""
+        running = len(self._attempts)
+        withheld = len(self._withheld)
+        return Counts(
+            pending=self.num_tasks - self._cursor,
+            running=running,
+            retrying=len(self._entries) - running - withheld,
+            withheld=withheld,
+            committed=self._committed,
+            quarantined=self._quarantined,
+        )
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that are ready."""
+        return len(self._workers)
+
+    def state(self, task: int) -> TaskState | None:
+        """Return where a task is; None once it has ended, either way."""
+        if self._ended[task]:
+            return None
+        entry = self._entries.get(task)
+        return TaskState.PENDING if entry is None else entry.state
+
+    def next_deadline(self) -> float | None:
+        """Return when `tick` must be called at the latest, in the clock's seconds; None: no need."""
+        if self._stopped:
+            return None
+        times = [deadline for _, deadline in self._deadlines()]
+        if not self._interrupted:
+            if self._backoff:
+                times.append(self._backoff[0][0])
+            if self._num_missing() > 0:
+                times.append(self._start_not_before)
+        return min(times, default=None)
+
+    # -- events --------------------------------------------------------------------------------
+
+    def start(self, now: float) -> list[Action]:
+        """Begin the run: ask for the first workers."""
+        return self._settle([], now)
+
+    def resize(self, num_workers: int, now: float) -> list[Action]:
+        """Want another number of workers; fewer only means that lost ones are not replaced."""
+        self._wanted = max(1, num_workers)
+        return self._settle([], now)
+
+    def worker_ready(self, worker_id: str, now: float) -> list[Action]:
+        """Take a worker whose model is loaded into service."""
+        if self._stopped or worker_id in self._workers or worker_id in self._killed:
+            return []
+        self._num_starting = max(0, self._num_starting - 1)
+        self._start_failures = 0
+        self._start_not_before = float("-inf")
+        worker = _Worker(worker_id)
+        self._workers[worker_id] = self._open[worker_id] = worker
+        return self._settle([], now)
+
+    def worker_lost(
+        self,
+        worker_id: str,
+        cause: FailureKind,
+        message: str,
+        now: float,
+        error: MaskmillError | None = None,
+    ) -> list[Action]:
+        """Take note that a worker is gone, and with it every attempt it had begun.
+
+        Parameters
+        ----------
+        worker_id : str
+            The worker; one that never became ready counts as a failure to start.
+        cause : FailureKind
+            ``WORKER_LOST``, ``OUT_OF_MEMORY``, ``PREEMPTED`` or ``OUTAGE``.
+        message : str
+            One sentence.
+        now : float
+            The time.
+        error : MaskmillError, optional
+            What `setup` raised: a `ConfigError` or `StoreDenied` would meet every worker alike and
+            ends the run.
+
+        Returns
+        -------
+        list of Action
+            What follows.
+        """
+        if self._stopped:
+            return []
+        if worker_id in self._killed:
+            self._killed.discard(worker_id)
+            return []
+        actions: list[Action] = []
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            self._failed_to_start(cause, message, error, now, actions)
+            return self._settle(actions, now)
+        self._drop_worker(worker)
+        if cause is FailureKind.OUTAGE:
+            return self._stop(error or StoreError(message))
+        lost = list(worker.attempts.values())
+        died_alone = len(lost) == 1
+        for attempt in lost:
+            entry = self._drop_attempt(attempt)
+            if self._interrupted or cause is FailureKind.PREEMPTED:
+                self._retry(entry)
+            elif died_alone:
+                entry.alone = True
+                self._charge(entry, _Failure(cause, message), worker_id, now, actions)
+            else:
+                entry.alone = True
+                self._retry(entry)
+        return self._settle(actions, now)
+
+    def attempt_finished(self, attempt_id: str, now: float) -> list[Action]:
+        """Accept an attempt's proposal: the task is done."""
+        attempt = self._attempts.get(attempt_id)
+        if self._stopped or attempt is None:
+            return []
+        entry = self._drop_attempt(attempt)
+        entry.state = TaskState.COMMITTED
+        self._end(entry)
+        self._committed += 1
+        actions: list[Action] = [Commit(entry.task, attempt_id, entry.number)]
+        self._release_withheld(actions)  # a success: what failed before it was no outage
+        return self._settle(actions, now)
+
+    def attempt_failed(
+        self, attempt_id: str, kind: FailureKind, message: str, traceback: str, now: float
+    ) -> list[Action]:
+        """Judge an attempt's failure by the fault policy."""
+        attempt = self._attempts.get(attempt_id)
+        if self._stopped or attempt is None:
+            return []
+        if kind is FailureKind.OUTAGE:
+            return self._stop(StoreError(message))
+        worker = self._workers[attempt.worker_id]
+        entry = self._drop_attempt(attempt)
+        actions: list[Action] = []
+        if self._interrupted or kind is FailureKind.PREEMPTED:
+            self._retry(entry)
+        else:
+            if kind is FailureKind.TRACKER:
+                # An exception in the model may leave its process spoiled (a CUDA context after a
+                # device-side assertion, say), so the worker gets nothing more.
+                worker.retiring = True
+            self._charge(entry, _Failure(kind, message, traceback), worker.worker_id, now, actions)
+        return self._settle(actions, now)
+
+    def progress(self, attempt_id: str, phase: Phase, num_steps: int, now: float) -> list[Action]:
+        """Take a heartbeat: more steps, or another phase, start the attempt's deadline anew."""
+        attempt = self._attempts.get(attempt_id)
+        if attempt is not None and (phase is not attempt.phase or num_steps > attempt.num_steps):
+            attempt.phase = phase
+            attempt.num_steps = num_steps
+            attempt.progress_at = now
+        return []
+
+    def tick(self, now: float) -> list[Action]:
+        """Do what is due: stop stuck attempts, bring held tasks back, start missing workers."""
+        if self._stopped:
+            return []
+        actions: list[Action] = []
+        for attempt, deadline in list(self._deadlines()):
+            if deadline <= now and attempt.attempt_id in self._attempts:
+                self._stop_stuck(attempt, now, actions)
+        return self._settle(actions, now)
+
+    def interrupt(self, now: float) -> list[Action]:
+        """Begin nothing more and give up what runs; what still finishes is committed.
+
+        Parameters
+        ----------
+        now : float
+            The time.
+
+        Returns
+        -------
+        list of Action
+            One `Cancel` per running attempt.
+        """
+        if self._stopped or self._interrupted:
+            return []
+        self._interrupted = True
+        return [Cancel(a.worker_id, a.attempt_id) for a in self._attempts.values()]
+
+    # -- failures ------------------------------------------------------------------------------
+
+    def _charge(
+        self, entry: _Task, failure: _Failure, worker_id: str, now: float, actions: list[Action]
+    ) -> None:
+        """Count a failure against its task, then retry or give up."""
+        policy = self.policy
+        entry.charged += 1
+        give_up = entry.charged >= policy.max_charged
+        delay_s = 0.0
+        match failure.kind:
+            case FailureKind.INPUT:
+                give_up = True
+            case FailureKind.TRANSIENT:
+                delay_s = self._backoff_s(entry)
+                entry.transient += 1
+                entry.prefers = worker_id
+            case FailureKind.OUT_OF_MEMORY:
+                entry.out_of_memory += 1
+                entry.small_profile = entry.alone = True
+                give_up |= entry.out_of_memory > policy.max_memory_retries
+            case FailureKind.WORKER_LOST:
+                entry.deaths += 1
+                give_up |= entry.deaths > policy.max_death_retries
+            case FailureKind.TRACKER:
+                entry.tracker += 1
+                give_up |= entry.tracker > policy.max_tracker_retries
+            case _:
+                pass
+        if give_up:
+            self._withhold(entry, failure, worker_id, actions)
+        else:
+            self._retry(entry, now + delay_s if delay_s else None)
+
+    def _backoff_s(self, entry: _Task) -> float:
+        """Return the pause before the next try, with jitter that depends on the task alone."""
+        policy = self.policy
+        pause = policy.backoff_s * policy.backoff_factor**entry.transient
+        spread = zlib.crc32(f"{entry.task}/{entry.transient}".encode()) / 2**32  # 0 .. 1
+        return min(pause, policy.backoff_max_s) * (0.75 + 0.5 * spread)
+
+    def _retry(self, entry: _Task, due: float | None = None) -> None:
+        entry.state = TaskState.RETRYING
+        if due is not None:
+            self._backoff_count += 1
+            heapq.heappush(self._backoff, (due, self._backoff_count, entry))
+        elif entry.alone:
+            self._suspects.append(entry)
+        else:
+            self._retries.append(entry)
+
+    def _withhold(
+        self, entry: _Task, failure: _Failure, worker_id: str, actions: list[Action]
+    ) -> None:
+        """Give a task up, unless it turns out that all tasks fail alike.
+
+        The quarantine is held back while the failures in a row look the same, so that an outage
+        quarantines nobody: a commit, an unlike failure or the end of the run lets it out.
+        """
+        if self._withheld and not _alike(self._withheld[0][1], failure):
+            self._release_withheld(actions)
+        entry.state = TaskState.WITHHELD
+        self._withheld.append((entry, failure))
+        self._streak_workers.add(worker_id)
+        if len(self._withheld) < self.policy.outage_after:
+            return
+        if len(self._streak_workers) >= 2:
+            actions[:] = self._stop(
+                StoreError(
+                    f"the last {len(self._withheld)} videos failed alike on "
+                    f"{len(self._streak_workers)} workers, so none of them was quarantined: "
+                    f"{failure.message}; mend the cause and run the same command again, or, if "
+                    "these videos really are bad, run it with --workers 1, which quarantines them"
+                )
+            )
+        elif self._wanted == 1 or len(self._withheld) >= 50 * self.policy.outage_after:
+            # One worker alone cannot tell an outage from bad videos.
+            self._release_withheld(actions)
+
+    def _release_withheld(self, actions: list[Action]) -> None:
+        for entry, failure in self._withheld:
+            entry.state = TaskState.QUARANTINED
+            self._end(entry)
+            self._quarantined += 1
+            actions.append(
+                Quarantine(
+                    entry.task, failure.kind, failure.message, failure.traceback, entry.number
+                )
+            )
+        self._withheld.clear()
+        self._streak_workers.clear()
+
+    def _stop_stuck(self, attempt: _Attempt, now: float, actions: list[Action]) -> None:
+        worker = self._workers[attempt.worker_id]
+        reason = (
+            f"no progress for {self.policy.stuck_after_s:g} s while {attempt.phase.value}, so the "
+            "worker was stopped; if the video is that slow, raise --stuck-after"
+        )
+        self._kill(worker, reason, actions)
+        for other in list(worker.attempts.values()):
+            entry = self._drop_attempt(other)
+            if other is attempt and not self._interrupted:
+                failure = _Failure(FailureKind.STUCK, reason)
+                self._charge(entry, failure, worker.worker_id, now, actions)
+            else:
+                self._retry(entry)
+
+    def _deadlines(self) -> Iterator[tuple[_Attempt, float]]:
+        """Yield the attempts whose deadline runs, each with its time.
+
+        An attempt that waits for its turn has none, but for the first of a worker on which all
+        wait: nobody would ever end that.
+        """
+        patience_s = self.policy.stuck_after_s
+        for worker in self._workers.values():
+            any_active = False
+            for attempt in worker.attempts.values():
+                if attempt.phase is not Phase.WAITING:
+                    any_active = True
+                    yield attempt, attempt.progress_at + patience_s
+            if worker.attempts and not any_active:
+                latest = max(a.progress_at for a in worker.attempts.values())
+                yield next(iter(worker.attempts.values())), latest + patience_s
+
+    # -- workers -------------------------------------------------------------------------------
+
+    def _failed_to_start(
+        self,
+        cause: FailureKind,
+        message: str,
+        error: MaskmillError | None,
+        now: float,
+        actions: list[Action],
+    ) -> None:
+        self._num_starting = max(0, self._num_starting - 1)
+        if cause is FailureKind.PREEMPTED:
+            return
+        if cause is FailureKind.OUTAGE or isinstance(error, ConfigError):
+            actions[:] = self._stop(error or StoreError(message))
+            return
+        self._start_failures += 1
+        limit = self.policy.max_start_failures + self._wanted - 1
+        if self._start_failures >= limit and not self._workers and not self._num_starting:
+            actions[:] = self._stop(
+                error
+                or StoreError(
+                    f"no worker could be started, {self._start_failures} tries failed, the last "
+                    f"one so: {message}"
+                )
+            )
+            return
+        self._start_not_before = now + min(2.0 ** (self._start_failures - 1), 60.0)
+
+    def _kill(self, worker: _Worker, reason: str, actions: list[Action]) -> None:
+        actions.append(Kill(worker.worker_id, reason))
+        self._killed.add(worker.worker_id)
+        self._drop_worker(worker)
+
+    def _drop_worker(self, worker: _Worker) -> None:
+        del self._workers[worker.worker_id]
+        self._open.pop(worker.worker_id, None)
+
+    def _drop_attempt(self, attempt: _Attempt) -> _Task:
+        del self._attempts[attempt.attempt_id]
+        worker = self._workers.get(attempt.worker_id)
+        if worker is not None:
+            del worker.attempts[attempt.attempt_id]
+            worker.exclusive = False
+            self._open[worker.worker_id] = worker
+        return attempt.entry
+
+    def _num_missing(self) -> int:
+        """Return how many workers are wanted beyond those that are there or on their way."""
+        # Withheld tasks never run again, so they are no reason for a worker.
+        unfinished = self.num_tasks - self._committed - self._quarantined - len(self._withheld)
+        return min(self._wanted, unfinished) - len(self._workers) - self._num_starting
+
+    # -- the next actions ----------------------------------------------------------------------
+
+    def _settle(self, actions: list[Action], now: float) -> list[Action]:
+        """Complete an event's actions: end, replace and fill workers."""
+        if self._stopped:
+            return actions
+        if len(self._withheld) == len(self._entries) and self._cursor == self.num_tasks:
+            self._release_withheld(actions)  # the end of the run
+        if self._interrupted:
+            return actions
+        for worker in [w for w in self._open.values() if w.retiring and not w.attempts]:
+            self._kill(worker, "its tracker failed, a fresh worker takes over", actions)
+        if now >= self._start_not_before:
+            for _ in range(self._num_missing()):
+                self._num_starting += 1
+                actions.append(StartWorker())
+        while self._backoff and self._backoff[0][0] <= now:
+            entry = heapq.heappop(self._backoff)[2]
+            self._retry(entry)
+        self._begin_suspects(now, actions)
+        self._begin_others(now, actions)
+        return actions
+
+    def _begin_suspects(self, now: float, actions: list[Action]) -> None:
+        """Give each suspect an empty worker; where none is, let the emptiest run dry."""
+        for worker in self._workers.values() if self._suspects else ():
+            worker.reserved = False
+        for _ in range(len(self._suspects)):
+            able = [
+                w
+                for w in self._workers.values()
+                if not (w.retiring or w.exclusive or w.reserved)
+            ]
+            if not able:
+                return
+            worker = min(able, key=lambda w: len(w.attempts))
+            if worker.attempts:
+                worker.reserved = True
+            else:
+                self._begin(worker, self._suspects.popleft(), now, actions)
+                worker.exclusive = True
+
+    def _begin_others(self, now: float, actions: list[Action]) -> None:
+        """Fill tracking slots, the emptiest worker first; then prefetch while plenty is left."""
+        for entry in list(self._retries):
+            preferred = self._open.get(entry.prefers or "")
+            if preferred is not None and self._room(preferred) > 0:
+                self._retries.remove(entry)
+                self._begin(preferred, entry, now, actions)
+        for depth in range(self._slots + self._prefetch):
+            for worker in list(self._open.values()):
+                if not self._num_waiting():
+                    return
+                if depth >= self._slots and self._num_waiting() <= self._wanted * self._slots:
+                    # Near the end a prefetched video would wait behind a long one while another
+                    # worker has nothing to do.
+                    return
+                if len(worker.attempts) == depth and self._room(worker, prefetch=True) > 0:
+                    self._begin(worker, self._next_task(), now, actions)
+                if self._room(worker, prefetch=True) <= 0 and not worker.retiring:
+                    self._open.pop(worker.worker_id, None)
+
+    def _room(self, worker: _Worker, *, prefetch: bool = False) -> int:
+        if worker.exclusive or worker.reserved or worker.retiring:
+            return 0
+        return self._slots + (self._prefetch if prefetch else 0) - len(worker.attempts)
+
+    def _num_waiting(self) -> int:
+        """Return how many tasks any worker could begin now."""
+        return len(self._retries) + self.num_tasks - self._cursor
+
+    def _next_task(self) -> _Task:
+        if self._retries:
+            return self._retries.popleft()
+        entry = _Task(int(self._order[self._cursor]))
+        self._cursor += 1
+        self._entries[entry.task] = entry
+        return entry
+
+    def _begin(self, worker: _Worker, entry: _Task, now: float, actions: list[Action]) -> None:
+        entry.state = TaskState.RUNNING
+        entry.number += 1
+        entry.prefers = None
+        attempt_id = f"{self._prefix}{entry.task}-{entry.number}"
+        attempt = _Attempt(attempt_id, entry, worker.worker_id, progress_at=now)
+        self._attempts[attempt_id] = worker.attempts[attempt_id] = attempt
+        actions.append(
+            Begin(worker.worker_id, entry.task, attempt_id, entry.number, entry.small_profile)
+        )
+
+    def _end(self, entry: _Task) -> None:
+        del self._entries[entry.task]
+        self._ended[entry.task] = True
+
+    def _stop(self, error: MaskmillError) -> list[Action]:
+        self._stopped = True
+        return [Stop(error)]
+
+
+_PUNCTUATION = ".,:;!?()[]\"'`"
+
+
+def _words(message: str) -> frozenset[str]:
+    """Return the plain words of a message: no names, paths, numbers or quoted things."""
+    plain = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", " ", message)
+    words = (word.strip(_PUNCTUATION).lower() for word in plain.split())
+    return frozenset(word for word in words if word.isalpha())
+
+
+def _alike(first: _Failure, second: _Failure) -> bool:
+    """Whether two failures look like one cause: the same kind, and mostly the same words."""
+    if first.kind is not second.kind:
+        return False
+    ours, theirs = _words(first.message), _words(second.message)
+    return len(ours & theirs) >= 0.6 * len(ours | theirs)

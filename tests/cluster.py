@@ -1,0 +1,218 @@
+"""A real Ray cluster on one machine, for tests: a head and some nodes, with token authentication.
+
+Every node is its own `ray start --block` with its own loopback address (127.0.0.1 for the head,
+127.0.0.2 and on for the others), so that a driver always joins through the head and a test may
+kill any other raylet. Ports are free ones, files live in a temporary folder of the cluster, and
+only processes that descend from the ones started here are ever killed.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+_START_TIMEOUT_S = 60.0
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a TCP port that nothing listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+class RayNode:
+    """One `ray start --block` and its descendants.
+
+    Attributes
+    ----------
+    ip : str
+        The loopback address that the node announces.
+    process : subprocess.Popen
+        The starting command; its descendants are the node's processes.
+    """
+
+    def __init__(self, ip: str, process: subprocess.Popen[bytes], log_path: Path) -> None:
+        self.ip = ip
+        self.process = process
+        self.log_path = log_path
+        self._known: set[psutil.Process] = set()
+
+    def processes(self) -> list[psutil.Process]:
+        """Return every process of the node seen so far that still lives."""
+        with suppress(psutil.NoSuchProcess):
+            root = psutil.Process(self.process.pid)
+            self._known.update({root, *root.children(recursive=True)})
+        for known in list(self._known):  # orphans keep their children
+            with suppress(psutil.NoSuchProcess):
+                self._known.update(known.children(recursive=True))
+        return [p for p in self._known if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+    def find(self, name: str) -> list[psutil.Process]:
+        """Return the node's processes whose program is called `name` (``raylet``, ...)."""
+        found = []
+        for process in self.processes():
+            with suppress(psutil.Error):
+                command = process.cmdline()
+                if command and Path(command[0]).name.startswith(name):
+                    found.append(process)
+        return found
+
+    def kill_raylet(self) -> None:
+        """SIGKILL the node's raylet: to the cluster the whole node is lost, without a word."""
+        self.processes()  # remember the descendants before they are orphaned
+        for raylet in self.find("raylet"):
+            raylet.send_signal(signal.SIGKILL)
+
+    def kill_gcs(self) -> None:
+        """SIGKILL the cluster's control store; only the head has one."""
+        self.processes()
+        for gcs in self.find("gcs_server"):
+            gcs.send_signal(signal.SIGKILL)
+
+    def kill(self) -> None:
+        """SIGKILL everything that belongs to the node, and reap it."""
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=10)
+
+
+class RayCluster:
+    """A head without CPUs and any number of nodes.
+
+    Parameters
+    ----------
+    num_nodes : int
+        Nodes beside the head.
+    cpus_per_node : int
+        Logical CPUs that each of them offers.
+    head_cpus : int
+        Logical CPUs of the head; 0 keeps workers off it, so that they can be killed with a node.
+    """
+
+    def __init__(self, num_nodes: int = 2, cpus_per_node: int = 1, head_cpus: int = 0) -> None:
+        # Unix sockets below the folder must stay shorter than 108 bytes, so it is short itself.
+        self.folder = Path(tempfile.mkdtemp(prefix="mmray", dir="/tmp"))
+        self.token = secrets.token_hex(32)
+        self.port = free_port()
+        self.cpus_per_node = cpus_per_node
+        self.nodes: list[RayNode] = []
+        try:
+            self.head = self._start_node("127.0.0.1", head_cpus, head=True)
+            for _ in range(num_nodes):
+                self.add_node(wait=False)
+            self._wait(1 + num_nodes)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def address(self) -> str:
+        """Address for ``RAY_ADDRESS``."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables with which a driver, in this process or another, may join."""
+        return {
+            "RAY_ADDRESS": self.address,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+        }
+
+    def add_node(self, *, wait: bool = True) -> RayNode:
+        """Start one more node, as an autoscaler would."""
+        node = self._start_node(f"127.0.0.{len(self.nodes) + 2}", self.cpus_per_node)
+        self.nodes.append(node)
+        if wait:
+            self._wait_started(node)
+        return node
+
+    def close(self) -> None:
+        """Kill every process of the cluster and remove its folder."""
+        for node in [*self.nodes, *([self.head] if hasattr(self, "head") else [])]:
+            node.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _start_node(self, ip: str, num_cpus: int, *, head: bool = False) -> RayNode:
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
+        if head:
+            command += [
+                "--head",
+                f"--port={self.port}",
+                f"--temp-dir={self.folder}",
+                "--include-dashboard=false",
+                f"--ray-client-server-port={free_port()}",
+            ]
+        else:
+            command += [f"--address={self.address}"]
+        command += [
+            f"--node-ip-address={ip}",
+            f"--num-cpus={num_cpus}",
+            "--num-gpus=0",
+            "--object-store-memory=80000000",
+            "--min-worker-port=0",  # any free port: several raylets share this machine
+            "--max-worker-port=0",
+            "--disable-usage-stats",
+            "--log-style=record",
+        ]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        # Nodes see the sources as a cluster's image would have the package installed.
+        root = str(Path(__file__).resolve().parents[1])
+        environment |= {
+            **self.environment,
+            "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        }
+        del environment["RAY_ADDRESS"]
+        log_path = self.folder / f"node-{ip}.log"
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment
+            )
+        node = RayNode(ip, process, log_path)
+        if head:
+            self._wait_started(node)
+        return node
+
+    def _wait(self, num_nodes: int) -> None:
+        for node in [self.head, *self.nodes][:num_nodes]:
+            self._wait_started(node)
+
+    def _wait_started(self, node: RayNode) -> None:
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if "Ray runtime started" in node.log_path.read_text(errors="replace"):
+                node.processes()
+                return
+            if node.process.poll() is not None:
+                break
+            time.sleep(0.1)
+        raise RuntimeError(
+            f"the Ray node {node.ip} did not start: {node.log_path.read_text(errors='replace')}"
+        )
+
+
+@contextmanager
+def ray_cluster(
+    num_nodes: int = 2, cpus_per_node: int = 1, head_cpus: int = 0
+) -> Iterator[RayCluster]:
+    """Run a cluster for the length of a ``with`` block."""
+    cluster = RayCluster(num_nodes, cpus_per_node, head_cpus)
+    try:
+        yield cluster
+    finally:
+        cluster.close()
