@@ -1,0 +1,1 @@
+"""Reading videos: container files and folders of frames, local or fetched."""
