@@ -8,15 +8,22 @@ once per frame.
 
 from __future__ import annotations
 
+import contextvars
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Generic, TypeVar
 
 from workers.errors import PreemptedError
 
 T = TypeVar("T")
+
+QUEUE_BYTES = 48 << 20
+"""Pixels that may wait between two threads, in bytes."""
+QUEUE_FRAMES = 12
+"""Frames that may wait between two threads, however small they are."""
 
 _LOOK_UP_S = 0.25
 """How often a waiting thread looks whether the attempt was cancelled, in seconds."""
@@ -71,9 +78,10 @@ class Conveyor(Generic[T]):
         with self._freed:
             if self._items and self._cost + cost > self._max_cost:
                 begin = time.perf_counter()
+                room = self._max_cost - cost
                 self._wait(
                     self._freed,
-                    lambda: not self._items or self._cost + cost <= self._max_cost // 2 + cost // 2,
+                    lambda: not self._items or self._cost <= min(room, self._max_cost // 2),
                 )
                 self.wait_put_s += time.perf_counter() - begin
             if self._stopped:
@@ -155,6 +163,27 @@ class Conveyor(Generic[T]):
                 raise PreemptedError("the attempt was cancelled")
 
 
+class PictureQueue(Conveyor[T]):
+    """A conveyor for pictures or masks, bounded by their bytes and by their number.
+
+    Parameters
+    ----------
+    small_profile : bool
+        Hold a quarter of it.
+    cancelled : threading.Event
+        Set when the attempt must stop.
+    """
+
+    def __init__(self, small_profile: bool, cancelled: threading.Event) -> None:
+        share = 4 if small_profile else 1
+        super().__init__(QUEUE_BYTES // share, cancelled)
+        self._smallest_cost = QUEUE_BYTES // QUEUE_FRAMES
+
+    def put(self, item: T, cost: int = 1) -> None:
+        """Add an item; its cost is the bytes of its pixels."""
+        super().put(item, max(cost, self._smallest_cost))
+
+
 class StageThread:
     """A daemon thread that does one stage of a video and keeps what it failed with.
 
@@ -177,7 +206,9 @@ class StageThread:
         self.failure: BaseException | None = None
         self._work = work
         self._on_failure = on_failure
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        # The thread logs in the name of the attempt that started it.
+        run = partial(contextvars.copy_context().run, self._run)
+        self._thread = threading.Thread(target=run, name=name, daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
