@@ -1,0 +1,1 @@
+"""Trackers: the contract (`base`), the names (`registry`), one file per family."""

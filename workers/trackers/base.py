@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import abc
 import json
+import operator
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -237,6 +238,7 @@ class TrackingSession(abc.ABC):
         """Return the frames that were still undecided; the end of the video was reached."""
         return []
 
+    @abc.abstractmethod
     def _forget(self, object_id: int) -> None:
         """Drop the state of one object."""
 
@@ -279,21 +281,26 @@ class TrackingSession(abc.ABC):
         point_labels : array-like, shape (P,), optional
             1 foreground, 0 background; all foreground when left out.
         mask : array-like, shape (H, W), optional
-            Non-zero on the object.
+            Above 0 on the object.
 
         Raises
         ------
         ValueError
             The frame is already past, the prompt is empty, malformed or outside the picture.
+        RuntimeError
+            The session is closed or finished.
         """
         self._check_open()
+        if self._finished:
+            raise RuntimeError("the session is finished: open another one for another video")
+        frame_idx, object_id = _as_int(frame_idx, "frame_idx"), _as_int(object_id, "object_id")
         prompt = self._validated(object_id, box_xyxy, points_xy, point_labels, mask)
         if self._last_idx is not None and not self._is_ahead(frame_idx):
             raise ValueError(
                 f"the prompt for object {object_id} is on frame {frame_idx}, but frame "
                 f"{self._last_idx} was already tracked: prompt a frame before stepping it"
             )
-        self._pending.setdefault(int(frame_idx), []).append(prompt)
+        self._pending.setdefault(frame_idx, []).append(prompt)
         self._ever_prompted = True
 
     def remove(self, object_id: int) -> None:
@@ -364,12 +371,10 @@ class TrackingSession(abc.ABC):
         self._check_frame(frame)
         if not self._ever_prompted:
             raise RuntimeError("step before any prompt: call prompt() first")
-        label = frame_idx if frame_idx is not None else self._next_idx()
+        label = self._next_idx() if frame_idx is None else _as_int(frame_idx, "frame_idx")
         direction = self._direction
         if self._last_idx is not None:
-            if label == self._last_idx or (
-                direction and (label - self._last_idx) * direction < 0
-            ):
+            if label == self._last_idx or (direction and (label - self._last_idx) * direction < 0):
                 order = "decreasing" if direction < 0 else "increasing"
                 raise ValueError(
                     f"frame_idx must be strictly {order}, got {label} after {self._last_idx}"
@@ -454,7 +459,7 @@ class TrackingSession(abc.ABC):
                 "masks": [[m.object_id, m.confidence] for m in self._latest.masks],
             }
             for mask in self._latest.masks:
-                packed[f"latest.{mask.object_id}"] = mask.mask
+                packed[f"latest.{mask.object_id}"] = np.ascontiguousarray(mask.mask)
         header = {
             "version": SNAPSHOT_VERSION,
             "kind": self.kind,
@@ -482,6 +487,7 @@ class TrackingSession(abc.ABC):
         ValueError
             The bytes are no snapshot, or one of other weights, settings or version.
         """
+        from safetensors import SafetensorError
         from safetensors.numpy import load
 
         header = read_snapshot_header(data)
@@ -490,7 +496,15 @@ class TrackingSession(abc.ABC):
                 f"the snapshot was made by tracker {header['kind']!r} with other weights or "
                 f"settings: restore it with the loader it came from"
             )
-        arrays = load(data)
+        if (header["height"], header["width"]) != (self.height, self.width):
+            raise ValueError(
+                f"the snapshot is of a {header['width']}x{header['height']} video, this session "
+                f"of a {self.width}x{self.height} one"
+            )
+        try:
+            arrays = load(data)
+        except SafetensorError as error:
+            raise ValueError(f"the session snapshot is damaged: {error}") from error
         self.num_steps = header["num_steps"]
         self.object_ids = list(header["object_ids"])
         self._last_idx = header["last_idx"]
@@ -553,8 +567,7 @@ class TrackingSession(abc.ABC):
             raise ValueError(f"a frame must be a uint8 RGB array, got {got}")
         if frame.shape != (self.height, self.width, 3):
             raise ValueError(
-                f"a frame must be RGB of shape ({self.height}, {self.width}, 3), got "
-                f"{frame.shape}"
+                f"a frame must be RGB of shape ({self.height}, {self.width}, 3), got {frame.shape}"
             )
 
     def _is_ahead(self, frame_idx: int) -> bool:
@@ -578,10 +591,14 @@ class TrackingSession(abc.ABC):
     ) -> SessionPrompt:
         if sum(v is not None for v in (box_xyxy, points_xy, mask)) != 1:
             raise ValueError(f"the prompt for object {object_id} needs one of box, points, mask")
+        if points_xy is None and point_labels is not None:
+            raise ValueError(f"object {object_id} has point labels, but no points")
         if box_xyxy is not None:
             box = _as_array(box_xyxy, np.float64).reshape(-1)
             if box.shape != (4,) or not np.isfinite(box).all():
-                raise ValueError(f"the box of object {object_id} must be 4 finite numbers: {box}")
+                raise ValueError(
+                    f"the box of object {object_id} must be 4 finite numbers, got {box.tolist()}"
+                )
             x0, x1 = sorted(box[[0, 2]])
             y0, y1 = sorted(box[[1, 3]])
             if x1 <= x0 or y1 <= y0:
@@ -798,7 +815,9 @@ class TrackingModelLoader(abc.ABC):
             raise RuntimeError(f"{self.config.model_id} is not loaded: call load() first")
 
 
-def check_options(name: str, given: Mapping[str, Any], allowed: Mapping[str, Any]) -> dict[str, Any]:
+def check_options(
+    name: str, given: Mapping[str, Any], allowed: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return `allowed` (the defaults) updated by `given`, each converted to its default's type.
 
     Raises
@@ -817,7 +836,8 @@ def check_options(name: str, given: Mapping[str, Any], allowed: Mapping[str, Any
             merged[key] = _convert(value, default)
         except (TypeError, ValueError, KeyError) as error:
             raise ValueError(
-                f"option {key} of tracker {name} must be a {type(default).__name__}, got {value!r}"
+                f"option {key} of tracker {name} must be of type {type(default).__name__}, got "
+                f"{value!r}"
             ) from error
     return merged
 
@@ -849,7 +869,18 @@ def _as_array(value: Any, dtype: Any) -> NDArray[Any]:
     """Return any array-like, torch tensors on any device included, as a NumPy array."""
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
-    return np.asarray(value, dtype=dtype)
+    try:
+        return np.asarray(value, dtype=dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a prompt must be made of numbers, got {value!r}") from error
+
+
+def _as_int(value: Any, name: str) -> int:
+    """Return a whole number of any kind as an int: a NumPy one could not be put in a snapshot."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise ValueError(f"{name} must be a whole number, got {value!r}") from error
 
 
 def _convert(value: Any, default: Any) -> Any:
@@ -859,6 +890,10 @@ def _convert(value: Any, default: Any) -> Any:
         if isinstance(value, (bool, int)) and value in (0, 1):
             return bool(value)
         raise ValueError
+    if isinstance(value, bool) and default is not None:
+        raise ValueError
     if default is None or isinstance(value, type(default)):
         return value
+    if isinstance(default, int) and isinstance(value, float) and not value.is_integer():
+        raise ValueError
     return type(default)(value)

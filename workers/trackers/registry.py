@@ -1,0 +1,183 @@
+"""Which trackers there are: names, what they need, and how one is made from a configuration.
+
+The table is a literal, so that reading it tells the whole story; the module of a tracker is only
+imported when one is made, so that listing them costs nothing and needs none of their packages.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import dataclass, replace
+
+from workers.trackers.base import TrackingConfig, TrackingModelLoader
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerInfo:
+    """What a person wants to know before choosing a tracker.
+
+    Attributes
+    ----------
+    name : str
+        The name to choose it by.
+    description : str
+        One sentence.
+    weights : str
+        File name of the weights it needs; empty for none.
+    licence : str
+        SPDX identifier of the licence of tracker and weights.
+    sizes : tuple of str
+        What may follow the name after a colon; empty for a tracker of one size.
+    aliases : tuple of str
+        Other names of the same.
+    """
+
+    name: str
+    description: str
+    weights: str
+    licence: str
+    sizes: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+
+_YOLO_SIZES = ("n", "s", "m", "l", "x")
+_YOLO_NAME = re.compile(r"yolo(?P<family>v8|11|26)(?P<size>[nsmlx]?)seg")
+
+_LOADERS: dict[str, tuple[str, str]] = {
+    "flow": ("workers.trackers.flow", "FlowLoader"),
+    "yolo11n-seg": ("workers.trackers.yolo", "YOLO11SegLoader"),
+    "yolov8n-seg": ("workers.trackers.yolo", "YOLO11SegLoader"),
+    "yolo26n-seg": ("workers.trackers.yolo", "YOLO11SegLoader"),
+    "fake": ("workers.trackers.fake", "FakeLoader"),
+}
+
+TRACKERS: tuple[TrackerInfo, ...] = (
+    TrackerInfo(
+        name="flow",
+        description="Masks carried by dense optical flow, corrected by a model of appearance and "
+        "motion learned from the prompt; CPU only.",
+        weights="",
+        licence="Apache-2.0",
+    ),
+    TrackerInfo(
+        name="yolo11n-seg",
+        description="YOLO11 instance segmentation of every frame, identities by mask overlap.",
+        weights="yolo11n-seg.pt",
+        licence="AGPL-3.0",
+        sizes=_YOLO_SIZES,
+        aliases=("yolo11seg",),
+    ),
+    TrackerInfo(
+        name="yolov8n-seg",
+        description="YOLOv8 instance segmentation of every frame, identities by mask overlap.",
+        weights="yolov8n-seg.pt",
+        licence="AGPL-3.0",
+        sizes=_YOLO_SIZES,
+        aliases=("yolov8seg",),
+    ),
+    TrackerInfo(
+        name="yolo26n-seg",
+        description="YOLO26 instance segmentation of every frame, identities by mask overlap.",
+        weights="yolo26n-seg.pt",
+        licence="AGPL-3.0",
+        sizes=_YOLO_SIZES,
+        aliases=("yolo26seg",),
+    ),
+    TrackerInfo(
+        name="fake",
+        description="Moves each prompted shape evenly, without looking at the pictures: for tests "
+        "of a cluster or a store.",
+        weights="",
+        licence="Apache-2.0",
+    ),
+)
+"""Every tracker, in the order in which they are listed."""
+
+
+def tracker_info(name: str) -> TrackerInfo:
+    """Return what is known of a tracker, with the weights of the chosen size.
+
+    Parameters
+    ----------
+    name : str
+        Registered name or alias, with an optional ``:SIZE``; case, ``_`` and ``-`` do not matter.
+
+    Returns
+    -------
+    TrackerInfo
+        Under its canonical name: ``yolo11s-seg`` for ``YOLO11_seg:s``.
+
+    Raises
+    ------
+    ValueError
+        There is no such tracker or no such size; the message lists those there are.
+    """
+    return _resolve(name)[0]
+
+
+def create_tracking_loader(name: str, config: TrackingConfig) -> TrackingModelLoader:
+    """Make the loader of a tracker; nothing is loaded yet.
+
+    Parameters
+    ----------
+    name : str
+        Registered name or alias, with an optional ``:SIZE``; case, ``_`` and ``-`` do not matter.
+    config : TrackingConfig
+        How to load it. Its ``model_id`` is replaced by the canonical name.
+
+    Returns
+    -------
+    TrackingModelLoader
+        Call its `load` next.
+
+    Raises
+    ------
+    ValueError
+        There is no such tracker or size, or an option of the configuration is wrong.
+    """
+    info, registered = _resolve(name)
+    module, class_name = _LOADERS[registered]
+    loader_class: type[TrackingModelLoader] = getattr(importlib.import_module(module), class_name)
+    return loader_class(replace(config, model_id=info.name))
+
+
+def _resolve(name: str) -> tuple[TrackerInfo, str]:
+    """Return what is known of a tracker, and the name it is registered under."""
+    base, colon, size = name.strip().lower().partition(":")
+    key = _plain(base)
+    yolo = _YOLO_NAME.fullmatch(key)
+    if yolo:
+        registered = f"yolo{yolo['family']}n-seg"
+        info = _registered(registered)
+        if colon and yolo["size"] not in ("", size):
+            raise ValueError(
+                f"tracker {name!r} names two sizes, {yolo['size']} and {size}: leave one out"
+            )
+        letter = size or yolo["size"] or "n"
+        _check_size(name, letter, info)
+        canonical = f"yolo{yolo['family']}{letter}-seg"
+        return replace(info, name=canonical, weights=f"{canonical}.pt"), registered
+    for info in TRACKERS:
+        if key in {_plain(known) for known in (info.name, *info.aliases)}:
+            if colon:
+                _check_size(name, size, info)
+            return info, info.name
+    known_names = ", ".join(n for info in TRACKERS for n in (info.name, *info.aliases))
+    raise ValueError(f"there is no tracker {name!r}: the trackers are {known_names}")
+
+
+def _check_size(name: str, size: str, info: TrackerInfo) -> None:
+    if size in info.sizes:
+        return
+    if not info.sizes:
+        raise ValueError(f"tracker {info.name} has no sizes: leave out what follows the colon")
+    raise ValueError(f"tracker {name!r} has no such size: its sizes are {', '.join(info.sizes)}")
+
+
+def _registered(name: str) -> TrackerInfo:
+    return next(info for info in TRACKERS if info.name == name)
+
+
+def _plain(name: str) -> str:
+    return name.replace("-", "").replace("_", "")
