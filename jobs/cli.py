@@ -206,35 +206,64 @@ def retry(
     ] = None,
 ) -> None:
     """Try the quarantined videos of a run once more, with the configuration it had."""
-    from jobs.driver import stored_config
-
-    config = stored_config(open_out(out, command))
+    config = stored_config(open_out(out, command), command)
     notice_licence(config)
     raise typer.Exit(
-        run_and_report(config, _typed_command(), retry=True, kinds=frozenset(kinds or ()) or None)
+        run_and_report(
+            config,
+            _typed_command(),
+            retry=True,
+            retry_kinds=frozenset(kinds) if kinds else None,
+        )
     )
 
 
 @app.command()
 @configured(OUT_STORE)
-def verify(command: CommandLine, out: OutArgument) -> None:
+def verify(
+    command: CommandLine,
+    out: OutArgument,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Decode every mask and replay the whole log, too.")
+    ] = False,
+) -> None:
     """Prove that every committed video is in the dataset once, readable, its hashes right."""
     from jobs.maintenance import verify as verify_dataset
 
-    report = verify_dataset(open_out(out, command))
-    print(report)
+    report = verify_dataset(open_out(out, command), deep=deep)
+    for note in report.notes:
+        print(note)
+    for problem in report.problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    print(
+        f"{report.num_videos:,} videos, {report.num_frames:,} frames and {report.num_masks:,} "
+        f"masks in {report.num_files:,} files; {report.num_records:,} log records: "
+        + ("the dataset is whole" if not report.problems else "the dataset is NOT whole")
+    )
+    raise typer.Exit(report.exit_code)
 
 
 @app.command()
 @configured(OUT_STORE)
 def gc(command: CommandLine, out: OutArgument, take_over: TakeOver = False) -> None:
     """Delete what no commit names: parts of dead attempts, parts already in the dataset."""
+    from jobs.maintenance import gc as collect_garbage
+
+    report = collect_garbage(open_out(out, command), owner_name(), take_over=take_over)
+    print(
+        f"deleted {report.num_parts:,} parts, {report.num_work_files:,} unfinished files and "
+        f"{report.num_snapshots:,} old snapshots, {report.size_bytes / 1e6:,.1f} MB"
+    )
 
 
 @app.command()
 @configured(OUT_STORE)
 def compact(command: CommandLine, out: OutArgument, take_over: TakeOver = False) -> None:
     """Merge the dataset into fewer, larger, sorted files."""
+    from jobs.maintenance import compact as compact_dataset
+
+    made = compact_dataset(open_out(out, command), owner_name(), take_over=take_over)
+    print(f"made {made:,} segments" if made else "nothing to merge")
 
 
 @app.command()
@@ -284,6 +313,57 @@ def open_out(uri: str, command: CommandLine) -> Store:
     from workers.storage import open_store
 
     return open_store(uri, command.out_store().options())
+
+
+def stored_config(store: Store, command: CommandLine) -> RunConfig:
+    """Return the configuration that an output was made with.
+
+    Parameters
+    ----------
+    store : Store
+        The output, as the command reaches it now.
+    command : CommandLine
+        What was typed wins over what was stored, for how the output is reached.
+
+    Returns
+    -------
+    RunConfig
+        As the newest plan record holds it.
+
+    Raises
+    ------
+    ConfigError
+        There is no run in this place, or another version of maskmill wrote it.
+    """
+    from pydantic import ValidationError
+
+    from jobs.config import RunConfig
+    from jobs.status import read_log
+
+    stored = read_log(store).plan
+    assert stored is not None
+    tree: dict[str, Any] = {name: dict(part) for name, part in stored.config.items()}
+    tree["out"]["uri"] = store.uri
+    typed = {key: given.value for key, given in command.flags.items()}
+    tree["out"]["store"] = dict(tree["out"].get("store") or {}) | {
+        key.removeprefix("out.store."): value for key, value in typed.items()
+    }
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(
+            f"the configuration stored in {store.uri} is of another version of maskmill "
+            f"({error.errors()[0]['msg']}): repeat the run command instead"
+        ) from error
+
+
+def owner_name() -> str:
+    """Return who holds a fence: host, process and something unique."""
+    import os
+    import socket
+    import uuid
+
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
 def run_and_report(config: RunConfig, command: str, **options: Any) -> int:

@@ -167,7 +167,7 @@ def demo_config(folder: Path) -> RunConfig:
     return RunConfig(
         corpus=CorpusConfig(paths=(str(folder / "videos"),)),
         out=OutConfig(uri=str(folder / "dataset")),
-        prompts=PromptConfig(dir=str(folder / "prompts")),
+        prompts=PromptConfig(file=str(folder / "prompts" / "prompts.jsonl")),
         pool=PoolConfig(workers=1),
     )
 
@@ -209,8 +209,7 @@ def read_truth(folder: Path, num_frames: int) -> list[UInt8Array]:
     from PIL import Image
 
     return [
-        np.asarray(Image.open(folder / "truth" / CLIP_NAME / f"{index:05d}.png"))
-        for index in range(num_frames)
+        np.asarray(Image.open(folder / "truth" / f"{index:05d}.png")) for index in range(num_frames)
     ]
 
 

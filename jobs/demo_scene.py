@@ -7,6 +7,7 @@ the astronaut, is hidden altogether for a while, and comes out again.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -170,7 +171,8 @@ def write_clip(folder: Path, num_frames: int = NUM_FRAMES) -> list[UInt8Array]:
     Parameters
     ----------
     folder : Path
-        Receives ``videos/adrift.mp4``, ``prompts/adrift/0.png`` and ``truth/adrift/<n>.png``.
+        Receives ``videos/adrift.mp4``, ``prompts/prompts.jsonl`` with the masks of the first frame
+        in ``prompts/first_frame.png``, and ``truth/<frame>.png``.
     num_frames : int
         Frames to render.
 
@@ -183,7 +185,7 @@ def write_clip(folder: Path, num_frames: int = NUM_FRAMES) -> list[UInt8Array]:
     from PIL import Image
 
     videos, prompts, truths = (folder / n for n in ("videos", "prompts", "truth"))
-    for path in (videos, prompts / CLIP_NAME, truths / CLIP_NAME):
+    for path in (videos, prompts, truths):
         path.mkdir(parents=True, exist_ok=True)
     known: list[UInt8Array] = []
     with av.open(str(videos / f"{CLIP_NAME}.mp4"), "w") as container:
@@ -196,11 +198,23 @@ def write_clip(folder: Path, num_frames: int = NUM_FRAMES) -> list[UInt8Array]:
             picture = av.VideoFrame.from_ndarray(frame.image, format="rgb24")
             for packet in stream.encode(picture):
                 container.mux(packet)
-            _indexed_png(Image, frame.truth).save(truths / CLIP_NAME / f"{len(known):05d}.png")
+            _indexed_png(Image, frame.truth).save(truths / f"{len(known):05d}.png")
             known.append(frame.truth)
         for packet in stream.encode():
             container.mux(packet)
-    _indexed_png(Image, known[0]).save(prompts / CLIP_NAME / "0.png")
+    _indexed_png(Image, known[0]).save(prompts / "first_frame.png")
+    rows = [
+        {
+            "video": f"{CLIP_NAME}.mp4",
+            "frame_idx": 0,
+            "object_id": object_id,
+            "label": label,
+            "mask": "first_frame.png",
+            "mask_value": object_id,
+        }
+        for object_id, label in LABELS.items()
+    ]
+    (prompts / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return known
 
 
