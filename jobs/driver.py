@@ -1,0 +1,816 @@
+"""The one loop: events of the pool in, decisions of the scheduler out, records into the log.
+
+The loop owns no policy. The scheduler decides what is tried again, the commit log decides what
+counts, the publisher decides what is visible; the driver carries their words between them and the
+pool, and may die at any line: whatever it had not appended to the log is simply work left over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shlex
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.commit_log import CommitLog, read_state
+from jobs.config import RunConfig, fingerprint
+from jobs.ledger import Ledger
+from jobs.outbox import Outbox
+from jobs.planner import Inputs, PromptSource, make_plan, read_inputs
+from jobs.probe import ProbeCache
+from jobs.progress import Counts, PlanTotals, Reporter, WorkerState
+from jobs.publication import Publisher
+from jobs.records import Outcome, Quarantined, RunPlan, VideoCommit
+from jobs.scheduler import (
+    Action,
+    Begin,
+    Cancel,
+    Commit,
+    FaultPolicy,
+    Kill,
+    Quarantine,
+    Scheduler,
+    StartWorker,
+    Stop,
+)
+from jobs.status import STATUS_KEY, LiveStatus
+from jobs.workforce import (
+    AttemptDone,
+    AttemptError,
+    Event,
+    Heartbeat,
+    Pool,
+    WorkerDown,
+    WorkerUp,
+)
+from workers.errors import (
+    ConfigError,
+    FailureKind,
+    InputError,
+    MaskmillError,
+    StoreError,
+    StoreUnavailable,
+)
+from workers.messages import Attempt, Phase, Progress, Proposal, VideoSource, WorkerSpec
+from workers.storage import Store, open_store, probe_store
+from workers.weights import fetch_weights
+
+STATUS_EVERY_S = 5.0
+"""How often `_status.json` is overwritten."""
+PUBLISH_AFTER_VIDEOS = 256
+"""Unpublished commits that are worth a segment while the run goes on."""
+PUBLISH_AFTER_S = 300.0
+"""Commits become visible at the latest after this long."""
+POLL_S = 0.2
+"""The loop wakes at least this often, to draw progress and to see a signal."""
+
+PoolFactory = Callable[[RunConfig, WorkerSpec], Pool]
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """How a run ended.
+
+    Attributes
+    ----------
+    exit_code : int
+        0 all committed, 1 some quarantined, 130 interrupted.
+    run_id, out_uri : str
+        Which run, where.
+    num_committed, num_quarantined, num_skipped : int
+        Videos committed or quarantined now, and videos that were settled before.
+    num_frames, num_masks : int
+        Frames tracked and masks written now.
+    wall_s : float
+        Seconds from the first worker's start to the last commit.
+    stage_seconds : dict of str to float
+        Busy seconds per stage, summed over videos.
+    quarantined : tuple of (name, kind, message)
+        Every video of the corpus that is in quarantine now.
+    interrupted : bool
+        A signal ended the run.
+    warnings : tuple of str
+        What did not stop the run but should be known.
+    """
+
+    exit_code: int
+    run_id: str
+    out_uri: str
+    num_committed: int
+    num_quarantined: int
+    num_skipped: int
+    num_frames: int
+    num_masks: int
+    wall_s: float
+    stage_seconds: dict[str, float]
+    quarantined: tuple[tuple[str, str, str], ...]
+    interrupted: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+def run(
+    config: RunConfig,
+    *,
+    reporter: Reporter,
+    pool_factory: PoolFactory | None = None,
+    retry: bool = False,
+    retry_kinds: frozenset[FailureKind] | None = None,
+    out: Store | None = None,
+) -> RunSummary:
+    """Track what is left of a corpus and commit it.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    reporter : Reporter
+        What people see.
+    pool_factory : callable, optional
+        Makes the worker pool; Ray by default.
+    retry : bool
+        Take quarantined videos up again.
+    retry_kinds : frozenset of FailureKind, optional
+        Only those that were quarantined for one of these reasons.
+    out : Store, optional
+        The output, when the caller has opened it already.
+
+    Returns
+    -------
+    RunSummary
+        Exit code and totals.
+
+    Raises
+    ------
+    ConfigError
+        Wrong configuration, corpus, prompts or weights, or the output holds another configuration.
+    StoreError
+        The output or the cluster cannot be used, or another driver took over.
+    """
+    store = out or open_store(config.out.uri, config.out.store.options())
+    settings = config.mask_settings(
+        tracker_sha256=_sha256_of(config, config.tracker.checkpoint),
+        detector_sha256=_sha256_of(
+            config, config.prompts.detector.checkpoint if config.prompts.detector else None
+        ),
+    )
+    # Everything that can be wrong with the command is found before the fence is taken: a mistyped
+    # path must not throw out a driver that is at work.
+    read_state(store).check_settings(settings)
+    inputs = read_inputs(config)
+    prove_store(store, single_driver=config.out.single_driver)
+    owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    with _stop_signals() as stopped:
+        log = CommitLog.acquire(store, owner)
+        execution = _Run(
+            config, settings, log, inputs, reporter, pool_factory or _ray_pool, stopped
+        )
+        try:
+            return execution.execute(retry=retry, retry_kinds=retry_kinds)
+        except MaskmillError:
+            execution.give_up()
+            raise
+
+
+def stored_config(store: Store) -> RunConfig:
+    """Return the configuration that an output was made with.
+
+    Raises
+    ------
+    ConfigError
+        The output holds no run.
+    """
+    plan = read_state(store).plan
+    if plan is None:
+        raise ConfigError(f"{store.uri} holds no run: give the --out of an earlier maskmill run")
+    return RunConfig.model_validate(plan.config)
+
+
+def prove_store(store: Store, *, single_driver: bool) -> None:
+    """Refuse an output on which two drivers could not be kept apart.
+
+    Raises
+    ------
+    StoreError
+        The store ignores conditional writes, or does not show what was written.
+    """
+    report = probe_store(store)
+    if report.problems and not (single_driver and report.only_conditions_missing):
+        raise StoreError(
+            f"{store.uri} cannot hold a run: {report.problems[0]}; use a store with conditional "
+            f"writes, or pass --single-driver if no other driver will ever write there"
+        )
+
+
+def reproduce_command(config: RunConfig, uri: str) -> str:
+    """Return a command that tries one video alone."""
+    words = ["maskmill", "run", uri, "--out", "./reproduce", "--workers", "1"]
+    words += ["--tracker", config.tracker.name]
+    if config.tracker.checkpoint:
+        words += ["--checkpoint", config.tracker.checkpoint]
+    if config.tracker.image_size:
+        words += ["--image-size", str(config.tracker.image_size)]
+    for key, value in config.tracker.options.items():
+        words += ["--option", f"{key}={value}"]
+    prompts = config.prompts
+    if prompts.detector is not None:
+        words += ["--detector", prompts.detector.name]
+        if prompts.detector.checkpoint:
+            words += ["--detector-checkpoint", prompts.detector.checkpoint]
+    elif prompts.file is not None:
+        words += ["--prompts", prompts.file]
+    elif prompts.dir is not None:
+        words += ["--prompts-dir", prompts.dir]
+    if config.corpus.store.endpoint_url:
+        words += ["--endpoint-url", config.corpus.store.endpoint_url]
+    return shlex.join(words)
+
+
+def with_labels(known: Mapping[int, str], labels: Sequence[str]) -> dict[int, str]:
+    """Return the categories of an output: those it has keep their ids, new labels follow.
+
+    Examples
+    --------
+    >>> with_labels({}, ["cat", "dog"])
+    {1: 'cat', 2: 'dog'}
+    >>> with_labels({1: "cat", 2: "dog"}, ["ant", "dog"])
+    {1: 'cat', 2: 'dog', 3: 'ant'}
+    """
+    categories = dict(known)
+    for label in labels:
+        if label not in categories.values():
+            categories[max(categories, default=0) + 1] = label
+    return categories
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of what results depend on, where it is installed."""
+    versions = {"python": platform.python_version()}
+    for name in ("maskmill", "ray", "numpy", "pyarrow", "av", "opencv-python-headless", "torch"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def _ray_pool(config: RunConfig, spec: WorkerSpec) -> Pool:
+    from jobs.pool import RayPool
+
+    return RayPool(spec, config.pool)
+
+
+def _sha256_of(config: RunConfig, checkpoint: str | None) -> str:
+    if checkpoint is None:
+        return ""
+    return fetch_weights(checkpoint, config.corpus.store.options()).sha256
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """Turn the first SIGINT or SIGTERM into an event; the second ends the process as usual."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Run:
+    """One execution: the state of the loop, and one method per thing that can happen."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        settings: Mapping[str, Any],
+        log: CommitLog,
+        inputs: Inputs,
+        reporter: Reporter,
+        pool_factory: PoolFactory,
+        stopped: threading.Event,
+    ) -> None:
+        self.config = config
+        self.settings = settings
+        self.log = log
+        self.store = log.store
+        self.inputs = inputs
+        self.reporter = reporter
+        self.pool_factory = pool_factory
+        self.stopped = stopped
+        self.clock = time.monotonic
+        self.started_s = time.time()
+        self.ledger = Ledger(self.clock)
+        self.publisher = Publisher(log, spool_dir=config.pool.spool_dir)
+        self.publishing = Background("publish")
+        self.fingerprint = fingerprint(settings)
+        plan = log.state.plan
+        self.run_id = plan.run_id if plan else f"{self.fingerprint[:6]}-{uuid.uuid4().hex[:6]}"
+        self.outbox = Outbox(log, self.clock, self.worker_rows)
+        self.under_way: dict[str, _UnderWay] = {}
+        self.failures: dict[int, FailureKind] = {}
+        self.waiting_since_s: dict[int, float] = {}
+        self.category_ids: dict[str, int] = {}
+        self.has_plan_record = False
+        self.interrupted = False
+        self.num_committed = self.num_quarantined = self.num_failures = 0
+        self.num_frames = self.num_masks = 0
+        self.stage_seconds: Counter[str] = Counter()
+        self.start_s = self.status_s = self.published_s = self.clock()
+
+    def execute(self, *, retry: bool, retry_kinds: frozenset[FailureKind] | None) -> RunSummary:
+        """Recover, plan, track, publish, close; whatever ends it, what was committed stays."""
+        self.publisher.recover()
+        released = self.release(retry_kinds) if retry else None
+        probes = ProbeCache(self.store)
+        try:
+            self.plan = make_plan(self.config, self.inputs, self.log.state, probes, only=released)
+            self.announce()
+            self.quarantine_invalid()
+            if len(self.plan.order):
+                self.track(probes)
+        finally:
+            probes.close()
+        return self.finish()
+
+    # Before the first video.
+
+    def release(self, kinds: frozenset[FailureKind] | None) -> NDArray[np.int64]:
+        """Take videos out of quarantine; return their keys."""
+        keys = [
+            key
+            for key, entry in self.log.state.quarantined.items()
+            if kinds is None or entry.error_class in kinds
+        ]
+        if keys:
+            self.log.release(keys)
+        return np.array(keys, np.int64)
+
+    def announce(self) -> None:
+        """Say what there is to do."""
+        plan = self.plan
+        for text in plan.prompts.warnings:
+            self.reporter.on_message("warning", text)
+        self.reporter.on_plan(
+            PlanTotals(
+                run_id=self.run_id,
+                out_uri=self.config.out.uri,
+                num_videos=plan.num_videos,
+                num_skipped=plan.num_settled,
+                num_frames=plan.num_frames_left or None,
+            )
+        )
+
+    def quarantine_invalid(self) -> None:
+        """Put what is known to be unusable into quarantine, without an attempt."""
+        for task in self.plan.invalid:
+            self.num_quarantined += 1
+            self.outbox.quarantine(
+                Quarantined(
+                    video_key=task.video_key,
+                    identity=task.identity,
+                    uri=task.uri,
+                    name=task.name,
+                    error_class=FailureKind.INPUT,
+                    message=task.message,
+                    reproduce=reproduce_command(self.config, task.uri),
+                )
+            )
+
+    def write_plan(self, classes: Mapping[int, str]) -> None:
+        """Put the plan into the log: configuration, categories, frozen corpus and prompts.
+
+        It waits for the first worker, because the class names of a detector are known only where
+        its weights are loaded.
+        """
+        plan, prompts = self.plan, self.plan.prompts
+        if prompts.kind is PromptSource.DETECTOR:
+            categories = dict(classes)
+        else:
+            categories = with_labels(self.log.state.categories, prompts.labels)
+        self.category_ids = {name: category_id for category_id, name in categories.items()}
+        tables = {"manifest": plan.corpus.table}
+        if (frozen := prompts.frozen()) is not None:
+            tables["prompts"] = frozen
+        self.log.plan(
+            RunPlan(
+                run_id=self.run_id,
+                config=self.config.model_dump(mode="json"),
+                settings=self.settings,
+                fingerprint=self.fingerprint,
+                categories=categories,
+                versions=package_versions(),
+                totals={
+                    "num_videos": len(plan.corpus),
+                    "num_left": len(plan.order),
+                    "num_invalid": len(plan.invalid),
+                    "num_frames_left": plan.num_frames_left,
+                },
+            ),
+            tables,
+        )
+        self.has_plan_record = True
+
+    # The loop.
+
+    def track(self, probes: ProbeCache) -> None:
+        """Track every video of the plan."""
+        num_tasks = len(self.plan.order)
+        probes.start(self.plan.sources(self.plan.order), self.config.corpus.store.options())
+        spec = self.config.worker_spec(run_id=self.run_id, config_fingerprint=self.fingerprint)
+        self.pool = self.pool_factory(self.config, spec)
+        try:
+            self.start_s = self.clock()
+            self.scheduler = Scheduler(
+                num_tasks,
+                np.arange(num_tasks),  # a task is a place in the plan's order
+                num_workers=self.pool.num_workers,
+                policy=FaultPolicy(stuck_after_s=self.config.pool.stuck_after_s),
+                slots_per_worker=self.config.pool.videos_per_worker,
+                attempt_prefix=f"{self.log.epoch}-",
+            )
+            self.perform(self.scheduler.start(self.clock()))
+            while not self.scheduler.is_done:
+                self.turn()
+        finally:
+            self.pool.close()
+            self.ledger.all_gone("the run ended")
+
+    def turn(self) -> None:
+        """One turn of the loop: hear, decide, write down, show."""
+        deadline = self.scheduler.next_deadline()
+        wait_s = POLL_S if deadline is None else min(POLL_S, max(0.0, deadline - self.clock()))
+        for event in self.pool.events(wait_s):
+            self.perform(self.hear(event))
+        self.perform(self.scheduler.tick(self.clock()))
+        if self.stopped.is_set() and not self.interrupted:
+            self.interrupted = True
+            self.reporter.on_message("warning", "stopping: what is committed stays")
+            self.perform(self.scheduler.interrupt(self.clock()))
+        self.outbox.flush_if_due()
+        self.publish_if_due()
+        self.show()
+
+    def hear(self, event: Event) -> list[Action]:
+        """Pass one event of the pool to the scheduler."""
+        now = self.clock()
+        match event:
+            case WorkerUp(worker_id=worker_id, ready=ready):
+                if not self.has_plan_record:
+                    self.write_plan(ready.classes)
+                self.ledger.ready(worker_id, ready)
+                self.reporter.on_worker(worker_id, WorkerState.IDLE)
+                return self.scheduler.worker_ready(worker_id, now)
+            case WorkerDown(worker_id=worker_id, kind=kind, message=message, error=error):
+                self.lost(worker_id, kind, message)
+                self.reporter.on_message("warning", f"worker {worker_id}: {message}")
+                return self.scheduler.worker_lost(worker_id, kind, message, now, error)
+            case AttemptDone(attempt_id=attempt_id, proposal=proposal):
+                if attempt_id in self.under_way:
+                    self.under_way[attempt_id].proposal = proposal
+                return self.scheduler.attempt_finished(attempt_id, now)
+            case AttemptError(attempt_id=attempt_id, failed=failed):
+                self.ended(attempt_id, failed.kind)
+                return self.scheduler.attempt_failed(
+                    attempt_id, failed.kind, failed.message, failed.traceback, now
+                )
+            case Heartbeat(worker_id=worker_id, progress=beats):
+                actions: list[Action] = []
+                for beat in beats:
+                    if (under_way := self.under_way.get(beat.attempt_id)) is not None:
+                        under_way.progress = beat
+                        self.show_worker(worker_id, under_way)
+                    actions += self.scheduler.progress(
+                        beat.attempt_id, beat.phase, beat.num_steps, now
+                    )
+                return actions
+
+    def perform(self, actions: Iterable[Action]) -> None:
+        """Carry out what the scheduler decided, and what follows from that."""
+        queue = deque(actions)
+        while queue:
+            match queue.popleft():
+                case Begin() as begin:
+                    queue.extend(self.begin(begin))
+                case Commit(task=task, attempt_id=attempt_id, number=number):
+                    self.commit(task, attempt_id, number)
+                case Quarantine() as quarantine:
+                    self.quarantine(quarantine)
+                case StartWorker():
+                    worker_id = self.pool.start_worker()
+                    self.ledger.started(worker_id)
+                    self.reporter.on_worker(worker_id, WorkerState.STARTING)
+                case Kill(worker_id=worker_id, reason=reason):
+                    self.lost(worker_id, FailureKind.STUCK, reason)
+                    self.pool.kill(worker_id)
+                case Cancel(worker_id=worker_id, attempt_id=attempt_id):
+                    self.pool.cancel(worker_id, attempt_id)
+                case Stop(error=error):
+                    raise error
+
+    def begin(self, action: Begin) -> list[Action]:
+        """Send an attempt to its worker."""
+        row = int(self.plan.order[action.task])
+        source = self.plan.corpus.source(row)
+        since_s = self.waiting_since_s.pop(action.task, self.start_s)
+        self.under_way[action.attempt_id] = _UnderWay(
+            action.task, action.worker_id, source, self.clock() - since_s
+        )
+        self.ledger.began(action.worker_id, action.attempt_id)
+        try:
+            prompts, prompts_dir = self.plan.prompts.prompts_for(row, self.category_ids)
+        except InputError as error:
+            self.ended(action.attempt_id, error.kind)
+            return self.scheduler.attempt_failed(
+                action.attempt_id, error.kind, str(error), "", self.clock()
+            )
+        self.pool.begin(
+            action.worker_id,
+            Attempt(
+                attempt_id=action.attempt_id,
+                epoch=self.log.epoch,
+                number=action.number,
+                source=source,
+                prompts=prompts,
+                prompts_dir=prompts_dir,
+                small_profile=action.small_profile,
+            ),
+        )
+        return []
+
+    def commit(self, task: int, attempt_id: str, number: int) -> None:
+        """Make a finished attempt part of the dataset."""
+        under_way = self.under_way.pop(attempt_id)
+        proposal, source = under_way.proposal, under_way.source
+        assert proposal is not None, "the scheduler commits only what has finished"
+        self.outbox.commit(
+            VideoCommit.from_proposal(
+                proposal,
+                video_key=source.video_key,
+                identity=self.plan.identity(int(self.plan.order[task])),
+                number=number,
+                name=source.name,
+                status="committed",
+                queue_s=under_way.queue_s,
+                error_class=self.failures.pop(task, None),
+            )
+        )
+        num_frames = int(proposal.video["frames_tracked"])
+        self.ledger.ended(under_way.worker_id, attempt_id, num_frames)
+        self.num_committed += 1
+        self.num_frames += num_frames
+        self.num_masks += int(proposal.video["num_masks"])
+        for stats in proposal.stages:
+            self.stage_seconds[stats.stage.value] += stats.busy_s
+
+    def quarantine(self, action: Quarantine) -> None:
+        """Set a video aside with its reason."""
+        row = int(self.plan.order[action.task])
+        source = self.plan.corpus.source(row)
+        self.failures.pop(action.task, None)
+        self.num_quarantined += 1
+        self.outbox.quarantine(
+            Quarantined(
+                video_key=source.video_key,
+                identity=self.plan.identity(row),
+                uri=source.uri,
+                name=source.name,
+                error_class=action.kind,
+                message=action.message,
+                traceback=action.traceback,
+                attempts=action.attempts,
+                reproduce=reproduce_command(self.config, source.uri),
+            )
+        )
+        self.reporter.on_message("warning", f"{source.name}: {action.message}")
+
+    def ended(self, attempt_id: str, kind: FailureKind) -> None:
+        """Note that an attempt came to nothing."""
+        under_way = self.under_way.pop(attempt_id, None)
+        if under_way is None:
+            return
+        self.failures[under_way.task] = kind
+        self.waiting_since_s[under_way.task] = self.clock()
+        self.num_failures += 1
+        self.ledger.ended(under_way.worker_id, attempt_id, None)
+
+    def lost(self, worker_id: str, kind: FailureKind, reason: str) -> None:
+        """Note that a worker is gone, and every attempt on it."""
+        for attempt_id, under_way in list(self.under_way.items()):
+            if under_way.worker_id == worker_id:
+                self.ended(attempt_id, kind)
+        self.ledger.gone(worker_id, reason)
+        self.reporter.on_worker(worker_id, WorkerState.LOST)
+
+    # Beside the loop.
+
+    def publish_if_due(self) -> None:
+        """Make commits visible in the background while the run goes on."""
+        self.publishing.check()
+        waited_s = self.clock() - self.published_s
+        unpublished = len(self.log.state.unpublished)
+        if not self.publishing.is_idle or not unpublished:
+            return
+        if unpublished >= PUBLISH_AFTER_VIDEOS or waited_s >= PUBLISH_AFTER_S:
+            self.published_s = self.clock()
+            self.publishing.start(self.publish)
+
+    def publish(self) -> None:
+        """Publish what is committed, and clear staging of what was published long ago."""
+        self.publisher.publish()
+        self.publisher.discard_published(now_s=time.time())
+
+    def worker_rows(self) -> list[dict[str, Any]]:
+        """Return the rows of the table `workers` as they are now."""
+        return self.ledger.worker_rows(run_id=self.run_id, epoch=self.log.epoch)
+
+    def show_worker(self, worker_id: str, under_way: _UnderWay) -> None:
+        """Tell what a worker is doing."""
+        progress = under_way.progress
+        if progress is not None and progress.phase is not Phase.WAITING:
+            self.reporter.on_worker(
+                worker_id, _SHOWN[progress.phase], under_way.source.name, progress.num_steps
+            )
+
+    def show(self) -> None:
+        """Redraw the display, and refresh the advisory status in the output."""
+        moving = [u.progress for u in self.under_way.values() if u.progress is not None]
+        counts = Counts(
+            num_committed=self.num_committed,
+            num_quarantined=self.num_quarantined,
+            num_retries=max(0, self.num_failures - self.num_quarantined),
+            num_frames=self.num_frames
+            + sum(p.num_steps for p in moving if p.phase in (Phase.TRACKING, Phase.FINISHING)),
+            num_masks=self.num_masks + sum(p.num_masks for p in moving),
+        )
+        self.reporter.on_counts(counts)
+        if self.clock() - self.status_s >= STATUS_EVERY_S:
+            self.status_s = self.clock()
+            self.write_status(counts)
+
+    def write_status(self, counts: Counts, *, ended: bool = False) -> None:
+        """Overwrite `_status.json`; advisory, so a store that fails is no reason to stop."""
+        status = LiveStatus(
+            run_id=self.run_id,
+            owner=self.log.owner,
+            epoch=self.log.epoch,
+            written_s=time.time(),
+            started_s=self.started_s,
+            num_videos=self.plan.num_videos,
+            num_skipped=self.plan.num_settled,
+            num_frames_planned=self.plan.num_frames_left or None,
+            ended=ended,
+            workers={
+                under_way.worker_id: {
+                    "state": under_way.progress.phase.value if under_way.progress else "starting",
+                    "video": under_way.source.name,
+                    "num_steps": under_way.progress.num_steps if under_way.progress else 0,
+                }
+                for under_way in self.under_way.values()
+            },
+            **asdict(counts),
+        )
+        with contextlib.suppress(StoreUnavailable):
+            self.store.write_bytes(STATUS_KEY, status.to_json())
+
+    def finish(self) -> RunSummary:
+        """Publish, compact, summarise and close."""
+        wall_s = self.clock() - self.start_s
+        self.publishing.wait()
+        self.outbox.flush()
+        if not self.has_plan_record:
+            self.write_plan(self.log.state.categories)
+        quarantined = self.quarantined()
+        exit_code = 130 if self.interrupted else int(bool(quarantined))
+        self.publisher.finish(
+            Outcome.INTERRUPTED if self.interrupted else Outcome.FINISHED,
+            exit_code=exit_code,
+            workers=self.worker_rows(),
+        )
+        self.write_status(
+            Counts(
+                self.num_committed,
+                self.num_quarantined,
+                max(0, self.num_failures - self.num_quarantined),
+                self.num_frames,
+                self.num_masks,
+            ),
+            ended=True,
+        )
+        return RunSummary(
+            exit_code=exit_code,
+            run_id=self.run_id,
+            out_uri=self.config.out.uri,
+            num_committed=self.num_committed,
+            num_quarantined=self.num_quarantined,
+            num_skipped=self.plan.num_settled,
+            num_frames=self.num_frames,
+            num_masks=self.num_masks,
+            wall_s=wall_s,
+            stage_seconds=dict(self.stage_seconds),
+            quarantined=quarantined,
+            interrupted=self.interrupted,
+            warnings=tuple(self.plan.prompts.warnings),
+        )
+
+    def give_up(self) -> None:
+        """Write down what can still be written, after an error that ends the run."""
+        with contextlib.suppress(MaskmillError):
+            self.publishing.wait()
+        with contextlib.suppress(MaskmillError):
+            self.outbox.flush()
+            self.log.close(Outcome.FAILED, exit_code=3, workers=self.worker_rows())
+
+    def quarantined(self) -> tuple[tuple[str, str, str], ...]:
+        """Return every video of this corpus that is in quarantine: name, kind, reason."""
+        ours = set(self.plan.corpus.keys.tolist())
+        return tuple(
+            (entry.name, entry.error_class.value, entry.message)
+            for key, entry in self.log.state.quarantined.items()
+            if key in ours
+        )
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """An attempt that was sent to a worker."""
+
+    task: int
+    worker_id: str
+    source: VideoSource
+    queue_s: float
+    progress: Progress | None = None
+    proposal: Proposal | None = None
+
+
+_SHOWN = {
+    Phase.DOWNLOADING: WorkerState.DOWNLOADING,
+    Phase.TRACKING: WorkerState.TRACKING,
+    Phase.FINISHING: WorkerState.FINISHING,
+}
+
+
+class Background:
+    """One job at a time beside the loop, whose failure surfaces in the loop.
+
+    Parameters
+    ----------
+    name : str
+        Name of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way."""
+        return self._thread is None or not self._thread.is_alive()
+
+    def start(self, job: Callable[[], None]) -> None:
+        """Run `job` in a thread of its own; the one before must have ended."""
+
+        def guarded() -> None:
+            try:
+                job()
+            except BaseException as error:
+                # Everything, so that the loop stops for what the job stopped for.
+                self._error = error
+
+        self._thread = threading.Thread(target=guarded, name=self._name, daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise what the last job raised."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def wait(self) -> None:
+        """Wait for the job under way, then `check`."""
+        if self._thread is not None:
+            self._thread.join()
+        self.check()

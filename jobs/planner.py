@@ -1,0 +1,434 @@
+"""What there is to do: the corpus, its prompts and the log, joined into an ordered list of tasks.
+
+Everything is columnar: a million videos are a few arrays, and a `VideoTask` object exists only
+while its video is under way. The join with the log compares, per video key, the identity of the
+input (etag, range, stride, prompts): equal means done, different means new work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.commit_log import LogState, TaskState, input_identity
+from jobs.config import RunConfig
+from jobs.corpus import Corpus, list_corpus
+from workers.messages import Prompt, StoreOptions, VideoSource
+from workers.prompts.folder import folder_digests
+from workers.prompts.table import PromptTable, read_prompts
+from workers.storage import open_store, split_uri
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BYTES_PER_FRAME = 12_000
+"""Compressed bytes per frame of ordinary 720p video: how an unprobed video's length is guessed."""
+DEFAULT_FPS = {"flow": 25.0, "yolo": 20.0}
+"""Frames per second and worker that `plan` assumes for a tracker family when none is stated."""
+
+
+class FrameCounts(Protocol):
+    """Where the planner learns how long videos are; the probe cache is one."""
+
+    def num_frames(self, keys: NDArray[np.int64], etags: Sequence[str | None]) -> NDArray[np.int64]:
+        """Return the number of frames per video, -1 where it is not known."""
+
+
+class PromptSource(StrEnum):
+    """Where a run's prompts come from."""
+
+    FILE = "file"
+    FOLDER = "folder"
+    DETECTOR = "detector"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidTask:
+    """A video that is known beforehand to be unusable: quarantined without an attempt.
+
+    Attributes
+    ----------
+    video_key, identity : int
+        As in the log.
+    uri, name, message : str
+        Which video, and why, in one sentence.
+    """
+
+    video_key: int
+    identity: int
+    uri: str
+    name: str
+    message: str
+
+
+class RunPrompts:
+    """The prompts of a run, by corpus row: one face for a file, a folder and a detector.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Names the source.
+    corpus : Corpus
+        Whose rows the prompts belong to.
+    options : StoreOptions
+        How to reach the prompts.
+
+    Attributes
+    ----------
+    warnings : list of str
+        Prompts that belong to no video of the corpus.
+    """
+
+    def __init__(self, config: RunConfig, corpus: Corpus, options: StoreOptions) -> None:
+        self.kind = PromptSource(config.prompt_kind)
+        self.warnings: list[str] = []
+        self._root = config.prompts.file or (config.prompts.dir or "").rstrip("/")
+        self._options = options
+        self._table: PromptTable | None = None
+        self._names: dict[int, str] = {}
+        self._digests: dict[str, str] = {}
+        self._faults: dict[int, str] = {}
+        if config.prompts.file is not None:
+            self._table = read_prompts(config.prompts.file, options)
+            self._match(corpus, self._table.names, config.prompts.file)
+        elif config.prompts.dir is not None:
+            self._digests = folder_digests(self._root, options)
+            self._match(corpus, sorted(self._digests), config.prompts.dir)
+
+    def _match(self, corpus: Corpus, names: Sequence[str], where: str) -> None:
+        unknown: list[str] = []
+        for name in names:
+            rows = corpus.rows_named(name)
+            if not rows:
+                unknown.append(name)
+            elif len({corpus.source(row).uri for row in rows}) > 1:
+                candidates = ", ".join(corpus.source(row).name for row in rows[:4])
+                for row in rows:
+                    self._faults[row] = (
+                        f"the name {name!r} in {where} fits several videos ({candidates}): write "
+                        f"the path below the corpus root"
+                    )
+            else:
+                for row in rows:
+                    if row in self._names and self._names[row] != name:
+                        self._faults[row] = (
+                            f"{where} names {corpus.source(row).name} in two ways, "
+                            f"{self._names[row]!r} and {name!r}: use one of them"
+                        )
+                    self._names[row] = name
+        for row in self._names:
+            # An exact name wins over the ambiguity of a shorter one that also fits it.
+            if row in self._faults and "fits several" in self._faults[row]:
+                del self._faults[row]
+        if unknown:
+            self.warnings.append(
+                f"{len(unknown)} name{'s' if len(unknown) > 1 else ''} in {where} fit no video of "
+                f"the corpus, for instance {unknown[0]!r}: their prompts are not used"
+            )
+
+    def frozen(self) -> pa.Table | None:
+        """Return the prompts as they are now, to be stored with the plan; None for a detector.
+
+        A prompts file is kept byte for byte; of a folder, the digest of each video's images.
+        """
+        import pyarrow as pa
+
+        if self._table is not None:
+            root, key = split_uri(self._root)
+            data = open_store(root, self._options).read_bytes(key)
+            return pa.table({"uri": [self._root], "data": pa.array([data], pa.large_binary())})
+        if self._digests:
+            names = sorted(self._digests)
+            return pa.table({"video": names, "digest": [self._digests[n] for n in names]})
+        return None
+
+    @property
+    def labels(self) -> list[str]:
+        """Sorted category labels of a prompts file; empty for other sources."""
+        return self._table.labels() if self._table is not None else []
+
+    def digest(self, row: int) -> str:
+        """Return the hash of the prompts of one corpus row; empty where it has none."""
+        name = self._names.get(row)
+        if name is None:
+            return ""
+        return self._table.digest(name) if self._table is not None else self._digests[name]
+
+    def fault(self, row: int) -> str | None:
+        """Return why this row's prompts cannot be told apart, if so."""
+        return self._faults.get(row)
+
+    def prompts_for(
+        self, row: int, categories: Mapping[str, int]
+    ) -> tuple[tuple[Prompt, ...] | None, str | None]:
+        """Return the prompts of one row, and the URI of its folder of mask images.
+
+        Parameters
+        ----------
+        row : int
+            Row of the corpus.
+        categories : Mapping of str to int
+            Category id per label.
+
+        Returns
+        -------
+        prompts : tuple of Prompt or None
+            None where prompts come from a folder or a detector.
+        prompts_dir : str or None
+            The video's own folder.
+
+        Raises
+        ------
+        InputError
+            A prompt of this video is malformed.
+        """
+        name = self._names.get(row)
+        if self._table is not None:
+            found = self._table.prompts_for(name) if name is not None else ()
+            resolved = tuple(
+                replace(p, category_id=categories[p.label]) if p.label in categories else p
+                for p in found
+            )
+            return resolved, None
+        if self.kind is PromptSource.FOLDER and name is not None:
+            return None, f"{self._root}/{name}"
+        return (None if self.kind is PromptSource.DETECTOR else ()), None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run has to do.
+
+    Attributes
+    ----------
+    corpus : Corpus
+        All videos asked for.
+    prompts : RunPrompts
+        Their prompts.
+    order : ndarray of int64, shape (N,)
+        Corpus rows still to be tracked, longest first.
+    invalid : tuple of InvalidTask
+        Videos known to be unusable.
+    num_committed, num_quarantined : int
+        Videos of the corpus that the log already settled.
+    num_frames : ndarray of int64, shape (videos,)
+        Frames per corpus row, guessed from the size where unknown.
+    num_guessed : int
+        Rows whose frames were guessed.
+    """
+
+    corpus: Corpus
+    prompts: RunPrompts
+    order: NDArray[np.int64]
+    invalid: tuple[InvalidTask, ...]
+    num_committed: int
+    num_quarantined: int
+    num_frames: NDArray[np.int64]
+    num_guessed: int
+
+    @property
+    def num_settled(self) -> int:
+        """Videos that need nothing more: committed or in quarantine already."""
+        return self.num_committed + self.num_quarantined
+
+    @property
+    def num_videos(self) -> int:
+        """Videos settled, left and invalid."""
+        return self.num_settled + len(self.order) + len(self.invalid)
+
+    def sources(self, rows: NDArray[np.int64]) -> Iterator[VideoSource]:
+        """Yield the sources of some corpus rows, one at a time."""
+        return (self.corpus.source(int(row)) for row in rows)
+
+    @property
+    def num_frames_left(self) -> int:
+        """Frames still to be tracked."""
+        return int(self.num_frames[self.order].sum())
+
+    def worker_hours(self, fps: float) -> float:
+        """Return the worker-hours left at a stated throughput.
+
+        Parameters
+        ----------
+        fps : float
+            Frames per second of one worker.
+
+        Returns
+        -------
+        float
+            Hours of one worker.
+        """
+        return self.num_frames_left / fps / 3600
+
+    def identity(self, row: int) -> int:
+        """Return the identity of one row's input, as it is stored in the log."""
+        return row_identity(self.corpus.source(row), self.prompts.digest(row))
+
+
+def row_identity(source: VideoSource, prompts_digest: str) -> int:
+    """Return the identity of one input: what must be equal for a video to count as done."""
+    return input_identity(
+        source.etag,
+        source.size_bytes,
+        source.start_us,
+        source.end_us,
+        source.stride,
+        prompts_digest,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a run reads: the corpus, and the prompts for it.
+
+    Attributes
+    ----------
+    corpus : Corpus
+        All videos asked for.
+    prompts : RunPrompts
+        Their prompts.
+    """
+
+    corpus: Corpus
+    prompts: RunPrompts
+
+
+def read_inputs(config: RunConfig) -> Inputs:
+    """List the corpus and read the prompts.
+
+    Raises
+    ------
+    ConfigError
+        The corpus or the prompts are unreadable as a whole, or match nothing.
+    StoreError
+        A store refused or did not answer.
+    """
+    corpus = list_corpus(config.corpus)
+    return Inputs(corpus, RunPrompts(config, corpus, config.corpus.store.options()))
+
+
+def make_plan(
+    config: RunConfig,
+    inputs: Inputs,
+    state: LogState | None = None,
+    counts: FrameCounts | None = None,
+    *,
+    only: NDArray[np.int64] | None = None,
+) -> Plan:
+    """Decide what is left to do; reads and writes nothing.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    inputs : Inputs
+        What `read_inputs` found.
+    state : LogState, optional
+        What the output's log says; None plans a run from nothing.
+    counts : FrameCounts, optional
+        Known numbers of frames; sizes are used without.
+    only : ndarray of int64, optional
+        Plan these video keys alone.
+
+    Returns
+    -------
+    Plan
+        Tasks in the order they should start.
+    """
+    corpus, prompts = inputs.corpus, inputs.prompts
+    keys = corpus.keys
+    settled = np.zeros(len(corpus), bool)
+    num_committed = num_quarantined = 0
+    if state is not None and len(corpus):
+        known, states = state.lookup(keys)
+        seen = np.flatnonzero(states != TaskState.UNKNOWN)
+        same = seen[known[seen] == _identities(corpus, prompts, seen)]
+        committed = same[states[same] == TaskState.COMMITTED]
+        quarantined = same[states[same] == TaskState.QUARANTINED]
+        num_committed, num_quarantined = len(committed), len(quarantined)
+        settled[committed] = settled[quarantined] = True
+    if only is not None:
+        settled |= ~np.isin(keys, only)
+    faults = _faults(corpus, prompts, config, settled)
+    settled[list(faults)] = True
+    invalid = [
+        InvalidTask(
+            source.video_key,
+            row_identity(source, prompts.digest(row)),
+            source.uri,
+            source.name,
+            message,
+        )
+        for row, message in faults.items()
+        for source in (corpus.source(row),)
+    ]
+    num_frames, num_guessed = _frame_counts(corpus, counts)
+    left = np.flatnonzero(~settled)
+    order = left[np.argsort(-num_frames[left], kind="stable")]
+    return Plan(
+        corpus,
+        prompts,
+        order,
+        tuple(invalid),
+        num_committed,
+        num_quarantined,
+        num_frames,
+        num_guessed,
+    )
+
+
+def _identities(corpus: Corpus, prompts: RunPrompts, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the identities of some rows without building a value object for each."""
+    picked = corpus.table.take(rows)
+    columns = [
+        picked[name].to_pylist() for name in ("etag", "size_bytes", "start_us", "end_us", "stride")
+    ]
+    if prompts.kind in (PromptSource.FILE, PromptSource.FOLDER):
+        digests = [prompts.digest(row) for row in rows.tolist()]
+    else:
+        digests = [""] * len(rows)
+    return np.fromiter(
+        (input_identity(*values) for values in zip(*columns, digests, strict=True)),
+        np.int64,
+        len(rows),
+    )
+
+
+def _faults(
+    corpus: Corpus, prompts: RunPrompts, config: RunConfig, settled: NDArray[np.bool_]
+) -> dict[int, str]:
+    """Return the rows that cannot be tracked as they are, each with its reason."""
+    faults = {row: reason for row, reason in corpus.faults.items() if not settled[row]}
+    if prompts.kind in (PromptSource.FILE, PromptSource.FOLDER):
+        where = config.prompts.file or config.prompts.dir
+        for row in np.flatnonzero(~settled).tolist():
+            if row in faults:
+                continue
+            ambiguous = prompts.fault(row)
+            if ambiguous is not None:
+                faults[row] = ambiguous
+            elif not prompts.digest(row) and not config.prompts.allow_unprompted:
+                faults[row] = (
+                    f"{corpus.source(row).name} has no prompt in {where}: add one, or pass "
+                    f"--allow-unprompted to commit it without objects"
+                )
+    return faults
+
+
+def _frame_counts(corpus: Corpus, counts: FrameCounts | None) -> tuple[NDArray[np.int64], int]:
+    """Return the tracked frames per row, and how many of them are guessed from sizes."""
+    table = corpus.table
+    frames = np.full(len(corpus), -1, np.int64)
+    if counts is not None and len(corpus):
+        frames = counts.num_frames(corpus.keys, table["etag"].to_pylist())
+    guessed = frames < 0
+    sizes = table["size_bytes"].fill_null(0).to_numpy().astype(np.int64)
+    frames = np.where(guessed, np.maximum(1, sizes // BYTES_PER_FRAME), frames)
+    stride = table["stride"].to_numpy().astype(np.int64)
+    return np.maximum(1, frames // np.maximum(1, stride)), int(guessed.sum())
