@@ -37,7 +37,8 @@ class Flag:
     keys : tuple of str
         Dotted keys that receive the value.
     kind : object
-        Type that typer parses.
+        Type of the value. Numbers stay text until the configuration is checked, so that a flag
+        and a key of a file fail with the same sentence.
     help : str
         One sentence for ``--help``.
     default : str
@@ -430,9 +431,9 @@ def _parameter(flag: Flag, panel: str) -> inspect.Parameter:
         help=f"{flag.help} Default: {flag.default}." if flag.default else flag.help,
         rich_help_panel=panel,
         show_default=False,
-        metavar=flag.metavar or None,
+        metavar=flag.metavar or {int: "N", float: "NUMBER", str: "TEXT"}.get(flag.kind),
     )
-    kind: Any = flag.kind
+    kind: Any = str if flag.kind in (int, float) else flag.kind
     return inspect.Parameter(
         flag.parameter,
         inspect.Parameter.KEYWORD_ONLY,

@@ -32,6 +32,7 @@ LOCAL_PATH_KEYS = (
 )
 """Keys that may hold a path; workers have another working directory, so it is made absolute."""
 FLAG_OF_KEY = {
+    "out": "--out URI",
     "out.uri": "--out URI",
     "corpus": "a file, a folder, a URL or --manifest FILE",
     "prompts.detector.name": "--detector NAME",

@@ -1,0 +1,317 @@
+"""The command line as people meet it.
+
+* `--help` lists the verbs that exist, loads no heavy library, and every verb explains itself;
+  `--version` is the distribution's.
+* Wrong commands, flags, configuration files and values are exit code 2, with one sentence on
+  standard error that names the thing, and no traceback.
+* Every flag reaches the key of the configuration that it is a name for; a flag that is not typed
+  hides nothing.
+* A `MaskmillError` prints its sentence and ends with its exit code; a fault of ours says where the
+  traceback is; a full disk is the store's exit code.
+* Choosing a YOLO model prints the AGPL-3.0 notice once.
+* `status`, `retry`, `verify`, `gc` and `compact` on a place without a run are exit code 2.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import cli
+from jobs.config import RunConfig
+from jobs.flags import CORPUS, MODEL, OUT, PROMPTS, STORES, WORKERS
+from jobs.settings import known_keys
+from workers.errors import FencedOut
+
+ROOT = Path(__file__).resolve().parents[1]
+VERBS = (
+    "plan",
+    "run",
+    "status",
+    "retry",
+    "verify",
+    "gc",
+    "compact",
+    "doctor",
+    "models",
+    "demo",
+)
+HEAVY = ("torch", "av", "cv2", "ray", "ultralytics", "pyarrow", "numpy", "scipy", "skimage")
+
+
+@pytest.fixture
+def configurations(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
+    """Collect the configurations that `run` would start, and start none.
+
+    Starting Ray for each flag would take minutes; the run itself is tested end to end elsewhere.
+    """
+    seen: list[RunConfig] = []
+
+    def collect(config: RunConfig, command: str, **options: Any) -> int:
+        seen.append(config)
+        return 0
+
+    monkeypatch.setattr(cli, "run_and_report", collect)
+    return seen
+
+
+def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for verb in VERBS:
+        assert verb in shown
+    for planned in ("submit", "export", "import", "eval"):
+        assert f" {planned} " not in shown
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([verb, "--help"]) == 0
+    assert f"maskmill {verb}" in capsys.readouterr().out
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from jobs.cli import main; code = main(['run', '--help']); "
+        f"loaded = set(sys.modules) & set({HEAVY!r}); print(loaded or 'none', code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.splitlines()[-1] == "none 0"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        installed = metadata.version("maskmill")
+    except metadata.PackageNotFoundError:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip("maskmill is not installed, only on the path")
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"maskmill {installed}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["frobnicate"], "No such command 'frobnicate'"),
+        (["run", "clips", "--out", "o", "--strid", "2"], "No such option: --strid"),
+        (
+            ["run", "clips", "--out", "o", "--stride", "two"],
+            "--stride must be a valid integer, got 'two'",
+        ),
+        (["run", "clips", "--out", "o", "--stride", "0"], "--stride must be greater than"),
+        (["run", "clips", "--out", "o", "--threshold", "7"], "--threshold must be less than"),
+        (["run", "clips", "--out", "o", "--option", "speed"], "--option 'speed' is not key=value"),
+        (["run", "clips", "--out", "o", "--set", "tracker.nmae=x"], "did you mean 'tracker.name'?"),
+        (["run", "clips", "--out", "o", "--config", "none.toml"], "cannot read the configuration"),
+        (["run", "clips", "--out", "o", "--workers", "0"], "workers must be at least 1 or auto"),
+        (["run", "clips"], "out is missing: give --out URI"),
+        (["run", "--out", "o"], "no corpus: name a file"),
+        (["run", "clips", "--out", "o", "--max-objects", "3"], "detector.name is missing: give"),
+        (
+            ["run", "clips", "--out", "o", "--prompts", "p.csv", "--detector", "yolo11n"],
+            "prompts come from one place",
+        ),
+    ],
+)
+def test_wrong_command_is_exit_2(
+    arguments: list[str],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.main(arguments) == 2
+    shown = capsys.readouterr()
+    assert sentence in shown.err
+    assert "Traceback" not in shown.err + shown.out
+    assert not list(tmp_path.iterdir()), "a wrong command must not write anything"
+
+
+def test_every_flag_reaches_its_key(
+    configurations: list[RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = (
+        "run a.mp4 s3://b/c//d.mp4 --manifest m.csv --limit 5 --sample 4 --seed 3 --stride 2 "
+        "--out s3://o/p --single-driver --tracker samurai:tiny --checkpoint w.pt --image-size 512 "
+        "--dtype float16 --device cuda:1 --option kf_score_weight=0.25 --option deep=true "
+        "--detector yolo11n --detector-checkpoint d.pt --detector-classes person,car "
+        "--detector-confidence 0.5 --max-objects 7 --prompt-mode every_n_frames "
+        "--prompt-interval 12 --threshold 0.25 --allow-unprompted --workers 3 "
+        "--gpus-per-worker 0.5 --cpus-per-worker 2 --videos-per-worker 4 --stuck-after 60 "
+        "--address ray://head:10001 --spool-dir spool --endpoint-url http://s3:9000 --path-style "
+        "--profile lab --region eu --anonymous --out-endpoint-url http://o:9000 --out-region us"
+    )
+    assert cli.main(line.split()) == 0
+    config = configurations[0]
+    here = tmp_path
+    assert config.model_dump(mode="json") == {
+        "corpus": {
+            "paths": [str(here / "a.mp4"), "s3://b/c//d.mp4"],
+            "manifest": str(here / "m.csv"),
+            "limit": 5,
+            "sample": 4,
+            "seed": 3,
+            "stride": 2,
+            "store": {
+                "endpoint_url": "http://s3:9000",
+                "path_style": True,
+                "profile": "lab",
+                "region": "eu",
+                "anonymous": True,
+            },
+        },
+        "out": {
+            "uri": "s3://o/p",
+            "store": {
+                "endpoint_url": "http://o:9000",
+                "path_style": True,
+                "profile": "lab",
+                "region": "us",
+                "anonymous": False,
+            },
+            "single_driver": True,
+        },
+        "tracker": {
+            "name": "samurai:tiny",
+            "checkpoint": str(here / "w.pt"),
+            "image_size": 512,
+            "dtype": "float16",
+            "device": "cuda:1",
+            "options": {"kf_score_weight": 0.25, "deep": True},
+        },
+        "prompts": {
+            "file": None,
+            "dir": None,
+            "detector": {
+                "name": "yolo11n",
+                "checkpoint": str(here / "d.pt"),
+                "classes": ["person", "car"],
+                "confidence": 0.5,
+                "max_objects": 7,
+            },
+            "mode": "every_n_frames",
+            "interval": 12,
+            "threshold": 0.25,
+            "allow_unprompted": True,
+        },
+        "pool": {
+            "workers": 3,
+            "gpus_per_worker": 0.5,
+            "cpus_per_worker": 2.0,
+            "videos_per_worker": 4,
+            "stuck_after_s": 60.0,
+            "ray_address": "ray://head:10001",
+            "spool_dir": str(here / "spool"),
+        },
+    }
+
+
+def test_every_flag_names_a_known_key() -> None:
+    keys = set(known_keys())
+    for group in (CORPUS, OUT, MODEL, PROMPTS, WORKERS, STORES):
+        for flag in group.flags:
+            assert set(flag.keys) <= keys, flag.name
+
+
+def test_untyped_flags_hide_nothing(configurations: list[RunConfig], tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(
+        "[corpus]\npaths = ['clips']\nstride = 3\n[corpus.store]\npath_style = true\n"
+        "[out]\nuri = 'masks'\n[prompts]\nmode = 'every_frame'\nallow_unprompted = true\n"
+    )
+    assert cli.main(["run", "--config", str(file)]) == 0
+    config = configurations[0]
+    assert config.corpus.stride == 3
+    assert config.corpus.store.path_style
+    assert config.prompts.mode.value == "every_frame"
+    assert config.prompts.allow_unprompted
+
+
+def test_error_ends_with_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fenced(*args: Any, **kwargs: Any) -> int:
+        raise FencedOut("another driver took over")
+
+    monkeypatch.setattr(cli, "run_and_report", fenced)
+    assert cli.main(["run", "clips", "--out", "o"]) == 3
+    assert capsys.readouterr().err == "error: another driver took over\n"
+    assert cli.main(["run", "clips", "--out", "o", "--debug"]) == 3
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_our_own_fault_says_where_its_traceback_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def faulty(*args: Any, **kwargs: Any) -> int:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(cli, "run_and_report", faulty)
+    assert cli.main(["run", "clips", "--out", "o"]) == cli.EXIT_FAULT
+    sentence = capsys.readouterr().err
+    assert len(sentence.splitlines()) == 1
+    (kept,) = tmp_path.iterdir()
+    assert str(kept) in sentence
+    assert "ZeroDivisionError" in kept.read_text()
+
+
+def test_full_disk_is_exit_3(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "/spool/x")
+
+    monkeypatch.setattr(cli, "run_and_report", full)
+    assert cli.main(["run", "clips", "--out", "o"]) == 3
+    assert capsys.readouterr().err == "error: /spool/x: No space left on device\n"
+
+
+def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_and_report", interrupted)
+    assert cli.main(["run", "clips", "--out", "o"]) == 130
+
+
+@pytest.mark.parametrize(
+    ("flags", "num_notices"),
+    [
+        ([], 0),
+        (["--tracker", "yolo11n-seg"], 1),
+        (["--tracker", "YOLO11n-seg", "--detector", "yolo11n"], 1),
+        (["--detector", "yolo11n"], 1),
+    ],
+)
+def test_agpl_notice(
+    flags: list[str],
+    num_notices: int,
+    configurations: list[RunConfig],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["run", "clips", "--out", "o", *flags]) == 0
+    assert capsys.readouterr().err.count("AGPL-3.0") == num_notices
+
+
+@pytest.mark.parametrize("verb", ["status", "retry", "verify", "gc", "compact"])
+def test_no_run_in_this_place(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([verb, str(tmp_path)]) == 2
+    sentence = capsys.readouterr().err
+    assert str(tmp_path) in sentence
+    assert "Traceback" not in sentence
