@@ -175,6 +175,8 @@ class S3Store(Store):
                     data = file.read(part_bytes)
             except OSError as error:
                 raise os_fault(error, str(path), writing=False) from error
+            if len(data) != min(part_bytes, size - (number - 1) * part_bytes):
+                raise StoreError(f"{path} changed while it was uploaded to {self.uri_of(key)}")
             answer = self._call(
                 lambda: client.upload_part(**place, UploadId=upload, PartNumber=number, Body=data),
                 key,
@@ -376,8 +378,14 @@ class S3Store(Store):
                 "AWS_SECRET_ACCESS_KEY, a profile, or an anonymous store"
             )
         if isinstance(error, (exceptions.ParamValidationError, exceptions.InvalidRegionError)):
-            return ConfigError(f"{uri} is not a valid S3 location: {said}")
-        lost = (exceptions.HTTPClientError, exceptions.IncompleteReadError)
+            # The rest of botocore's sentence is a screenful of regular expressions.
+            reason = said.partition(": Bucket name must match")[0]
+            return ConfigError(f"{uri} is not a valid S3 location: {reason}")
+        lost = (
+            exceptions.HTTPClientError,
+            exceptions.ConnectionError,
+            exceptions.IncompleteReadError,
+        )
         if isinstance(error, lost):
             return StoreUnavailable(
                 f"{uri} cannot be reached ({said}): check the endpoint and the network"
