@@ -345,12 +345,14 @@ class LogState:
     def segment_keys(self, segment: int) -> NDArray[np.int64]:
         """Return the keys of the videos whose rows are in a segment, ascending."""
         self._tasks.fold()
-        return self._tasks.keys[self._tasks.segments == segment]
+        keys: NDArray[np.int64] = self._tasks.keys[self._tasks.segments == segment]
+        return keys
 
     def published_keys(self) -> NDArray[np.int64]:
         """Return the keys of all videos whose rows are in some segment, ascending."""
         self._tasks.fold()
-        return self._tasks.keys[self._tasks.segments != 0]
+        keys: NDArray[np.int64] = self._tasks.keys[self._tasks.segments != 0]
+        return keys
 
     def staged_parts(self) -> set[str]:
         """Return the keys of all parts in staging that a segment will still need."""

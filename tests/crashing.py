@@ -7,10 +7,11 @@ reads too, raises: a dead process does nothing more, also not in its clean-up co
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from workers.storage import ObjectStat, Store
 
@@ -42,8 +43,8 @@ class CrashingStore(Store):
     def __init__(
         self, store: Store, die_after: int | None = None, *, performed: bool = False
     ) -> None:
+        super().__init__(store.uri, store.options)
         self._inner = store
-        self.uri = store.uri
         self.num_writes = 0
         self.log: list[tuple[str, str]] = []
         self._die_after = die_after
@@ -69,44 +70,50 @@ class CrashingStore(Store):
             raise Crashed
         return result
 
-    def write_bytes(self, key: str, data: Any) -> None:
+    def write_bytes(self, key: str, data: bytes) -> None:
         """Overwrite one object; may die."""
         self._write("write_bytes", key, lambda: self._inner.write_bytes(key, data))
 
-    def put_file(self, local_path: Any, key: str) -> None:
+    def put_file(self, local_path: str | Path, key: str) -> None:
         """Upload one file; may die."""
         self._write("put_file", key, lambda: self._inner.put_file(local_path, key))
 
-    def create(self, key: str, data: Any) -> bool:
+    def create(self, key: str, data: bytes) -> bool:
         """Create one object if absent; may die."""
         return bool(self._write("create", key, lambda: self._inner.create(key, data)))
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects one by one, each a write, so that a crash may leave some; may die."""
         for key in keys:
-            self._write("delete", key, lambda key=key: self._inner.delete([key]))
+            self._write("delete", key, functools.partial(self._inner.delete, [key]))
 
     def read_bytes(self, key: str) -> bytes:
         """Read one object."""
         self._alive()
         return self._inner.read_bytes(key)
 
+    def read_range(self, key: str, start: int, stop: int, *, etag: str | None = None) -> bytes:
+        """Read a part of one object."""
+        self._alive()
+        return self._inner.read_range(key, start, stop, etag=etag)
+
+    def local_path(self, key: str) -> Path | None:
+        """Return where an object lies on this machine's disk."""
+        return self._inner.local_path(key)
+
     def stat(self, key: str) -> ObjectStat | None:
         """Look at one object."""
         self._alive()
         return self._inner.stat(key)
 
-    def list(self, prefix: str, *, start_after: str | None = None) -> Iterator[ObjectStat]:
+    def list(self, prefix: str = "", *, start_after: str | None = None) -> Iterator[ObjectStat]:
         """List objects."""
         self._alive()
         return self._inner.list(prefix, start_after=start_after)
 
-    def open(self, key: str, **options: Any) -> BinaryIO:
-        """Open one object for reading."""
-        self._alive()
-        return self._inner.open(key, **options)
-
-    def get_file(self, key: str, local_path: str | Path, **options: Any) -> Any:
+    def get_file(
+        self, key: str, local_path: str | Path, *, on_bytes: Callable[[int], None] | None = None
+    ) -> None:
         """Download one object."""
         self._alive()
-        return self._inner.get_file(key, local_path, **options)
+        self._inner.get_file(key, local_path, on_bytes=on_bytes)
