@@ -10,7 +10,8 @@ import io
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -160,8 +161,8 @@ class GivenPrompts:
     def take(self, moment: Moment, latest: Latest) -> list[ResolvedPrompt]:
         """Return the prompts that act on a frame; see `PromptSource`."""
         frame = moment.frame
-        if self._frames and self._frames[-1] < frame.frame_idx:
-            raise self._left_out(self._by_frame[self._frames[-1]][0])
+        while self._frames and self._frames[-1] < frame.frame_idx:
+            self._pass_over(self._frames.pop())
         rows: list[Prompt] = []
         if self._frames and self._frames[-1] == frame.frame_idx:
             rows += self._by_frame.pop(self._frames.pop())
@@ -186,10 +187,10 @@ class GivenPrompts:
 
     def finish(self, num_decoded: int) -> None:
         """Check that no prompt was left over; see `PromptSource`."""
+        while self._frames and self._frames[-1] < num_decoded:
+            self._pass_over(self._frames.pop())
         if self._frames:
             prompt = self._by_frame[self._frames[0]][0]
-            if self._frames[0] < num_decoded:
-                raise self._left_out(prompt)
             raise InputError(
                 f"{self._source.name}: the prompt for object {prompt.object_id} is on frame "
                 f"{prompt.frame_idx}, but the video ends with frame {num_decoded - 1} (frames are "
@@ -210,8 +211,6 @@ class GivenPrompts:
 
     def _with_ids(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """Return the prompts, those without an object id given the next free ones."""
-        from dataclasses import replace
-
         taken = [prompt.object_id for prompt in prompts if prompt.object_id is not None]
         next_id = max([FIRST_OBJECT_ID - 1, *taken]) + 1
         complete = []
@@ -227,6 +226,15 @@ class GivenPrompts:
         step_us = 1e6 / self._header.fps * self._source.stride if self._header.fps else 1.0
         until_us = max(moment.frame.pts_us + int(step_us), self._header.duration_us or 0)
         return until_us if self._source.end_us is None else min(until_us, self._source.end_us)
+
+    def _pass_over(self, frame_idx: int) -> None:
+        """Refuse the prompts of a frame that was left out, unless no mode would take them."""
+        prompt = self._by_frame[frame_idx][0]
+        # A folder of annotations is dense by nature: the interval modes pick their frames from
+        # it. A row of a table was written for its frame.
+        is_picked = self._policy.mode is not PromptMode.FIRST_FRAME and prompt.source == "folder"
+        if frame_idx < 0 or not is_picked:
+            raise self._left_out(prompt)
 
     def _left_out(self, prompt: Prompt) -> InputError:
         if prompt.frame_idx is None:
@@ -392,7 +400,8 @@ def prompt_source(
     if attempt.prompts_dir is not None:
         from workers.prompts.folder import read_folder
 
-        given = read_folder(attempt.prompts_dir, spec.corpus_store, frame_names, spec.prompt_mode)
+        stems = None if frame_names is None else [PurePosixPath(name).stem for name in frame_names]
+        given = read_folder(attempt.prompts_dir, spec.corpus_store, stems, spec.prompt_mode)
     if given:
         return GivenPrompts(given, policy, header, attempt, spec.corpus_store)
     if given is None and detector is not None and spec.detector is not None:
