@@ -160,20 +160,23 @@ def plan(
     ] = None,
 ) -> None:
     """Show what would run: videos, frames, invalid inputs, worker-hours. Writes nothing."""
-    from jobs.planning_report import write_plan
+    from jobs.preview import write_preview
+    from jobs.settings import check_models
 
     config = command.config(with_out=False)
+    check_models(config)
     notice_licence(config)
-    write_plan(config, fps=fps, price=price)
+    write_preview(config, fps=fps, price=price)
 
 
 @app.command()
 @configured(CORPUS, OUT, MODEL, PROMPTS, WORKERS, STORES, corpus=True)
 def run(command: CommandLine) -> None:
     """Track a corpus into a dataset. The same command again resumes."""
+    from jobs.settings import check_models
+
     config = command.config()
-    if not config.out.uri:
-        raise ConfigError("out.uri is missing: give --out URI")
+    check_models(config)
     notice_licence(config)
     raise typer.Exit(run_and_report(config, _typed_command()))
 
@@ -270,17 +273,26 @@ def compact(command: CommandLine, out: OutArgument, take_over: TakeOver = False)
 @configured(OUT_STORE)
 def doctor(
     command: CommandLine,
-    uri: Annotated[
-        str | None,
-        typer.Argument(metavar="[URI]", help="A folder or bucket to probe for what it supports."),
+    uris: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="URI", help="Folders or buckets to probe for what they support."),
     ] = None,
 ) -> None:
     """Check this machine: versions, GPUs, decoders; and what a bucket really supports."""
+    from jobs.doctor import diagnose, exit_code
+    from jobs.report import write_findings
+
+    findings = diagnose(uris or (), command.out_store().options())
+    write_findings(findings)
+    raise typer.Exit(exit_code(findings))
 
 
 @app.command()
 def models() -> None:
-    """List the trackers, their weights and their licences."""
+    """List the trackers and detectors, the weights they need and their licences."""
+    from jobs.report import model_lines
+
+    print("\n".join(model_lines()))
 
 
 @app.command()
@@ -323,7 +335,7 @@ def stored_config(store: Store, command: CommandLine) -> RunConfig:
     store : Store
         The output, as the command reaches it now.
     command : CommandLine
-        What was typed wins over what was stored, for how the output is reached.
+        How to reach the output, which may have changed since.
 
     Returns
     -------
@@ -337,24 +349,20 @@ def stored_config(store: Store, command: CommandLine) -> RunConfig:
     """
     from pydantic import ValidationError
 
-    from jobs.config import RunConfig
+    from jobs.driver import stored_config as read_config
     from jobs.status import read_log
 
-    stored = read_log(store).plan
-    assert stored is not None
-    tree: dict[str, Any] = {name: dict(part) for name, part in stored.config.items()}
-    tree["out"]["uri"] = store.uri
-    typed = {key: given.value for key, given in command.flags.items()}
-    tree["out"]["store"] = dict(tree["out"].get("store") or {}) | {
-        key.removeprefix("out.store."): value for key, value in typed.items()
-    }
+    read_log(store)
     try:
-        return RunConfig.model_validate(tree)
+        config = read_config(store)
     except ValidationError as error:
         raise ConfigError(
             f"the configuration stored in {store.uri} is of another version of maskmill "
             f"({error.errors()[0]['msg']}): repeat the run command instead"
         ) from error
+    reached = config.out.store.model_copy(update=command.out_store().model_dump(exclude_unset=True))
+    out = config.out.model_copy(update={"uri": store.uri, "store": reached})
+    return config.model_copy(update={"out": out})
 
 
 def owner_name() -> str:

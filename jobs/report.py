@@ -1,4 +1,4 @@
-"""What people read when a run has ended: what became of the videos, where the time went, what next.
+"""What people read before a run, what it would do, and after it: what became of the videos.
 
 Plain text on standard output, so that it can be kept; colours only on a terminal.
 """
@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from jobs.progress import format_duration
 
 if TYPE_CHECKING:
+    from jobs.config import RunConfig
+    from jobs.doctor import Finding
     from jobs.driver import RunSummary
+    from jobs.planner import Plan
 
 MAX_EXAMPLES = 3
 """Quarantined videos named per reason; the table `quarantine` names all."""
@@ -116,3 +120,108 @@ def next_steps(summary: RunSummary, command: str) -> list[str]:
 
 def _fact(label: str, value: str) -> str:
     return f"  {label:<12} {value}"
+
+
+def plan_lines(
+    config: RunConfig,
+    plan: Plan,
+    *,
+    fps: float,
+    price: float | None = None,
+) -> list[str]:
+    """Return what a run would do, line by line.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    plan : Plan
+        What is left of it.
+    fps : float
+        Frames per second of one worker, assumed or stated.
+    price : float, optional
+        Price of a worker-hour, in whatever currency.
+
+    Returns
+    -------
+    list of str
+        Without line ends.
+    """
+    num_videos, num_left = len(plan.corpus), len(plan.order)
+    lines = ["", _fact("videos", f"{num_videos:,}, {num_left:,} to track")]
+    if plan.num_committed or plan.num_quarantined:
+        lines.append(
+            _fact(
+                "settled",
+                f"{plan.num_committed:,} committed, {plan.num_quarantined:,} in quarantine",
+            )
+        )
+    if plan.invalid:
+        lines.append(_fact("invalid", f"{len(plan.invalid):,} will be quarantined"))
+    guessed = f", {plan.num_guessed:,} videos guessed from their size" if plan.num_guessed else ""
+    lines.append(_fact("frames", f"about {plan.num_frames_left:,}{guessed}"))
+    hours = plan.worker_hours(fps)
+    lines.append(
+        _fact("work", f"about {hours:,.2f} worker-hours at {fps:g} frames/s (--fps says otherwise)")
+    )
+    if price is not None:
+        lines.append(_fact("cost", f"about {hours * price:,.2f} at {price:g} per worker-hour"))
+    lines += quarantine_lines((task.name, "input", task.message) for task in plan.invalid)
+    lines += [f"warning: {text}" for text in plan.prompts.warnings]
+    return lines
+
+
+def write_findings(findings: Sequence[Finding], stream: TextIO | None = None) -> None:
+    """Print what `doctor` found.
+
+    Parameters
+    ----------
+    findings : sequence of Finding
+        In order.
+    stream : TextIO, optional
+        Standard output by default.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(file=stream)
+    if not console.is_terminal:
+        # Whole sentences on lines of their own, so that they can be searched.
+        width = max((len(finding.subject) for finding in findings), default=0)
+        for finding in findings:
+            print(
+                f"{finding.level.value:<4}  {finding.subject:<{width}}  {finding.message}",
+                file=stream,
+            )
+        return
+    table = Table.grid(padding=(0, 2))
+    styles = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+    for finding in findings:
+        level = finding.level.value
+        table.add_row(Text(level, style=styles[level]), finding.subject, Text(finding.message))
+    console.print(table)
+
+
+def model_lines() -> list[str]:
+    """Return the trackers and detectors, line by line."""
+    from workers.prompts.detector import DETECTORS
+    from workers.trackers.registry import TRACKERS
+
+    lines = ["trackers (--tracker NAME)"]
+    for info in TRACKERS:
+        sizes = f"; sizes {', '.join(f':{size}' for size in info.sizes)}" if info.sizes else ""
+        needs = f"--checkpoint {info.weights}" if info.weights else "no weights"
+        lines.append(f"  {info.name}")
+        lines += _wrapped(f"{info.description} Needs {needs}{sizes}. Licence {info.licence}.")
+    lines += ["", "detectors (--detector NAME --detector-checkpoint NAME.pt)"]
+    by_licence: dict[str, list[str]] = {}
+    for name, licence in DETECTORS.items():
+        by_licence.setdefault(licence, []).append(name)
+    for licence, names in by_licence.items():
+        lines += _wrapped(f"{', '.join(names)}. Licence {licence}.")
+    return lines
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 88, initial_indent="      ", subsequent_indent="      ")

@@ -101,9 +101,62 @@ def load_config(
         config = RunConfig.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("\n".join(_sentences(error, given))) from error
+    if with_out and not config.out.uri:
+        raise ConfigError("out.uri is empty: give --out URI")
     if not config.corpus.paths and config.corpus.manifest is None:
         raise ConfigError("no corpus: name a file, a folder, a glob or a URL, or give --manifest")
     return config
+
+
+def check_models(config: RunConfig) -> None:
+    """Refuse a tracker or detector that no worker could ever make.
+
+    Only names, options and what must be given are looked at: weights are read where they are
+    used, and the packages of a model need not be installed where the driver runs.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+
+    Raises
+    ------
+    ConfigError
+        An unknown name or option, or weights that must be given.
+    """
+    from workers.messages import DetectorSpec
+    from workers.prompts.detector import create_detector
+    from workers.trackers.base import TrackingConfig
+    from workers.trackers.registry import create_tracking_loader, tracker_info
+
+    tracker, detector = config.tracker, config.prompts.detector
+    try:
+        info = tracker_info(tracker.name)
+        create_tracking_loader(
+            tracker.name,
+            TrackingConfig(
+                model_id=tracker.name,
+                device=tracker.device,
+                checkpoint_path=tracker.checkpoint,
+                image_size=tracker.image_size,
+                dtype=tracker.dtype,
+                options=dict(tracker.options),
+            ),
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if info.weights and tracker.checkpoint is None:
+        raise ConfigError(
+            f"tracker {info.name} needs its weights: give --checkpoint with the path or URL of "
+            f"{info.weights}"
+        )
+    if detector is not None:
+        create_detector(DetectorSpec(**detector.model_dump()))
+        if detector.checkpoint is None:
+            raise ConfigError(
+                f"detector {detector.name} needs its weights: give --detector-checkpoint with the "
+                f"path or URL of {detector.name}.pt"
+            )
 
 
 def to_toml(config: BaseModel) -> str:
