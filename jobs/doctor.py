@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _REQUIRED = (
     "av",
+    "botocore",
     "fsspec",
     "numpy",
     "pillow",
@@ -36,7 +37,6 @@ _REQUIRED = (
     "pycocotools",
     "pydantic",
     "ray",
-    "s3fs",
     "scipy",
 )
 _OPTIONAL = {
@@ -121,7 +121,18 @@ def diagnose(uris: Sequence[str] = (), options: StoreOptions | None = None) -> l
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
-    """Return what the command ends with: the store's fault (3) before this machine's (2)."""
+    """Return what the command ends with: a store's fault (3) before this machine's (2).
+
+    Parameters
+    ----------
+    findings : sequence of Finding
+        What `diagnose` returned.
+
+    Returns
+    -------
+    int
+        0, 2 or 3.
+    """
     return max((finding.exit_code for finding in findings), default=0)
 
 

@@ -606,6 +606,28 @@ def test_a_failed_multipart_upload_leaves_nothing(seaweedfs: S3Server, tmp_path:
     assert not uploads.get("Uploads")
 
 
+def test_leftovers_of_killed_writers_are_swept(seaweedfs: S3Server, tmp_path: Path) -> None:
+    # Given an upload nobody will finish, below and beside a root, and a file half written
+    uri = seaweedfs.new_bucket()
+    client, bucket = seaweedfs.client(), uri.removeprefix("s3://")
+    for key in ("out/masks/a.parquet", "other/b.parquet"):
+        client.create_multipart_upload(Bucket=bucket, Key=key)
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / f".{uuid.uuid4().hex}.tmp").write_bytes(b"half")
+    (tmp_path / "masks" / ".mine").write_bytes(b"kept")
+    stores = [open_store(f"{uri}/out", seaweedfs.options), open_store(str(tmp_path))]
+    for store in stores:
+        store.write_bytes("masks/whole", b"x")
+        # When they are young they stay, when they are old they go, and nothing else does
+        assert store.sweep(older_than_s=3600) == 0
+        assert store.sweep(older_than_s=-5) == 1
+        assert store.sweep(older_than_s=-5) == 0
+        assert keys(store) == ["masks/whole"]
+    uploads = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
+    assert [upload["Key"] for upload in uploads] == ["other/b.parquet"]
+    assert (tmp_path / "masks" / ".mine").exists()
+
+
 def test_denied_credentials(seaweedfs: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = seaweedfs.new_bucket()
     store = open_store(uri, seaweedfs.options)

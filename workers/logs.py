@@ -53,10 +53,19 @@ def log_context(
 
     Parameters
     ----------
-    run_id, video, attempt_id : str or None
-        The run, the video's name, the attempt.
+    run_id : str or None
+        The run.
+    video : str or None
+        The video's name.
     video_key : int or None
         The video's key; written as text, which no reader of JSON rounds.
+    attempt_id : str or None
+        The attempt.
+
+    Yields
+    ------
+    None
+        Nothing; the context holds while the block runs.
 
     Notes
     -----
@@ -231,13 +240,30 @@ def process_name(role: str) -> str:
     ----------
     role : str
         ``driver`` or ``worker``.
+
+    Returns
+    -------
+    str
+        Role, host, process id and a few random digits.
     """
     host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname()) or "host"
     return f"{role}-{host}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
 
 
 def redact(text: str) -> str:
-    """Return `text` with every secret that can be recognised replaced by ``***``."""
+    """Return a text with every secret that can be recognised replaced by ``***``.
+
+    Parameters
+    ----------
+    text : str
+        Anything that may be shown.
+
+    Returns
+    -------
+    str
+        Without values of environment variables that are named like secrets, signatures, bearer
+        tokens and passwords in URLs.
+    """
     for name, value in os.environ.items():
         if len(value) >= _MIN_SECRET_CHARS and value in text and _SECRET_NAME.search(name.upper()):
             text = text.replace(value, "***")

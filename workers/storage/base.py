@@ -88,28 +88,89 @@ class Store(ABC):
         return type(self), (self.uri, self.options)
 
     def uri_of(self, key: str) -> str:
-        """Return the full URI of `key`."""
+        """Return the full URI of an object.
+
+        Parameters
+        ----------
+        key : str
+            The object.
+
+        Returns
+        -------
+        str
+            Root and key, the key verbatim.
+        """
         return f"{self.uri.rstrip('/')}/{key}"
 
     def local_path(self, key: str) -> Path | None:
-        """Return where `key` lies on this machine's disk, or None for a remote store."""
+        """Return where an object lies on this machine's disk.
+
+        Parameters
+        ----------
+        key : str
+            The object, which need not exist.
+
+        Returns
+        -------
+        Path or None
+            None for a store that is not a local folder.
+        """
         return None
 
     @abstractmethod
     def read_bytes(self, key: str) -> bytes:
-        """Return the whole content of `key`; FileNotFoundError when there is none."""
+        """Return the whole content of an object.
+
+        Parameters
+        ----------
+        key : str
+            The object.
+
+        Returns
+        -------
+        bytes
+            Its content.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such object.
+        """
 
     @abstractmethod
     def write_bytes(self, key: str, data: bytes) -> None:
-        """Write `key`, replacing what was there; nobody ever sees a part of it."""
+        """Write an object, replacing what was there; nobody ever sees a part of it.
+
+        Parameters
+        ----------
+        key : str
+            The object.
+        data : bytes
+            Its whole content.
+        """
 
     @abstractmethod
     def put_file(self, local_path: str | Path, key: str) -> None:
-        """Write the file `local_path` as `key`, replacing what was there, never seen in part."""
+        """Write a local file as an object, replacing what was there; never seen in part.
+
+        Parameters
+        ----------
+        local_path : str or Path
+            The file; it stays.
+        key : str
+            The object.
+        """
 
     @abstractmethod
     def create(self, key: str, data: bytes) -> bool:
-        """Write `key` only if it does not exist.
+        """Write an object only if it does not exist.
+
+        Parameters
+        ----------
+        key : str
+            The object.
+        data : bytes
+            Its whole content.
 
         Returns
         -------
@@ -126,7 +187,18 @@ class Store(ABC):
 
     @abstractmethod
     def stat(self, key: str) -> ObjectStat | None:
-        """Return what the store knows about `key` now, or None when it does not exist."""
+        """Return what the store knows about an object now; the answer is never a cached one.
+
+        Parameters
+        ----------
+        key : str
+            The object.
+
+        Returns
+        -------
+        ObjectStat or None
+            None when there is no such object.
+        """
 
     @abstractmethod
     def list(self, prefix: str = "", *, start_after: str | None = None) -> Iterator[ObjectStat]:
@@ -149,7 +221,28 @@ class Store(ABC):
 
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete every key of `keys`; those that do not exist are fine."""
+        """Delete objects; those that do not exist are fine.
+
+        Parameters
+        ----------
+        keys : iterable of str
+            The objects.
+        """
+
+    def sweep(self, *, older_than_s: float = 86_400) -> int:
+        """Remove what killed writers left where no listing shows it.
+
+        Parameters
+        ----------
+        older_than_s : float
+            Younger leftovers stay: their writer may be alive.
+
+        Returns
+        -------
+        int
+            How many were removed: temporary files of a disk, unfinished uploads of a bucket.
+        """
+        return 0
 
     @abstractmethod
     def read_range(self, key: str, start: int, stop: int, *, etag: str | None = None) -> bytes:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ from workers.storage.download import Download
 from workers.storage.faults import os_fault
 
 _COPY_BYTES = 4 << 20
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 _MAX_MKDIR_RACES = 100
 
 
@@ -181,6 +184,18 @@ class LocalStore(Store):
             folders.add(os.path.dirname(path))
         for folder in sorted(folders, key=len, reverse=True):
             self._remove_empty(folder)
+
+    def sweep(self, *, older_than_s: float = 86_400) -> int:
+        num_removed = 0
+        newest = time.time() - older_than_s
+        for folder, _, names in os.walk(self.uri):
+            for name in filter(_TEMPORARY.fullmatch, names):
+                path = os.path.join(folder, name)
+                with contextlib.suppress(FileNotFoundError), self._faults(path, writing=True):
+                    if os.stat(path).st_mtime <= newest:
+                        os.unlink(path)
+                        num_removed += 1
+        return num_removed
 
     def _remove_empty(self, folder: str) -> None:
         while len(folder) > len(self.uri):

@@ -301,6 +301,36 @@ class S3Store(Store):
         except FileNotFoundError:
             return
 
+    def sweep(self, *, older_than_s: float = 86_400) -> int:
+        num_removed = 0
+        newest = time.time() - older_than_s
+        request: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._prefix}
+        while True:
+            page = self._call(lambda: self._client.list_multipart_uploads(**request), "")
+            for upload in page.get("Uploads", ()):
+                if upload["Initiated"].timestamp() <= newest:
+                    self._abort(upload["Key"], upload["UploadId"])
+                    num_removed += 1
+            if not page.get("IsTruncated") or not page.get("NextKeyMarker"):
+                return num_removed
+            request["KeyMarker"] = page["NextKeyMarker"]
+            request["UploadIdMarker"] = page.get("NextUploadIdMarker", "")
+
+    def _abort(self, full_key: str, upload: str) -> None:
+        try:
+            self._call(
+                lambda: self._client.abort_multipart_upload(
+                    Bucket=self._bucket, Key=full_key, UploadId=upload
+                ),
+                full_key.removeprefix(self._prefix),
+            )
+        except StoreDenied:
+            raise
+        except (FileNotFoundError, StoreError) as error:
+            # It ended by itself meanwhile.
+            if _code(error.__cause__) != "NoSuchUpload":
+                raise
+
     def _object(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._prefix + key}
 
