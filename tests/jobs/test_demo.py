@@ -1,0 +1,164 @@
+"""The demo: a clip with known masks, tracked by the whole pipeline, pictured and scored.
+
+* The clip is photographic, the same every time, and its truth is exact: three objects, the coffee
+  cup wholly hidden for a while behind the astronaut, and seen again.
+* The encoded clip shows what the truth says, its prompts are the truth of the first frame.
+* A foreign folder is refused, a broken-off rendering is made whole, a finished one is kept.
+* Colours belong to ids and stay; overlays change what the masks cover and say who is who.
+* `maskmill demo` ends with exit code 0, a dataset, a picture, and J&F of at least 0.5; a second
+  time it finds everything done.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs import cli
+from jobs.demo import demo_config, prepare_clip, read_masks, read_truth
+from jobs.demo_scene import HEIGHT_PX, LABELS, NUM_FRAMES, WIDTH_PX, render_scene, write_clip
+from jobs.render import OverlayMask, contact_sheet, draw_overlay, object_colour
+from workers.errors import ConfigError
+from workers.prompts.table import read_prompts
+
+
+@pytest.fixture(scope="module")
+def short_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a clip of nine frames."""
+    folder = tmp_path_factory.mktemp("demo") / "clip"
+    write_clip(folder, 9)
+    return folder
+
+
+def test_scene_has_a_real_occlusion() -> None:
+    frames = [frame.truth for frame in render_scene(25)]
+    visible = np.array([[(truth == i).sum() for i in LABELS] for truth in frames])
+    cat, astronaut, coffee = visible.T
+    assert cat.min() > 5000
+    assert astronaut.min() > 5000
+    hidden = np.flatnonzero(coffee == 0)
+    assert len(hidden) >= 2
+    assert 0 < hidden[0] <= hidden[-1] < len(frames) - 1
+    assert (np.diff(hidden) == 1).all(), "hidden once, not flickering"
+    assert coffee[0] > 5000
+    assert coffee[-1] > 5000
+
+
+def test_scene_is_photographic() -> None:
+    image = next(iter(render_scene(2))).image
+    assert image.shape == (HEIGHT_PX, WIDTH_PX, 3)
+    colours = np.unique(image.reshape(-1, 3), axis=0)
+    assert len(colours) > 20_000
+
+
+def test_clip_is_the_same_every_time(short_clip: Path, tmp_path: Path) -> None:
+    write_clip(tmp_path, 9)
+    for name in ("videos/adrift.mp4", "prompts/prompts.jsonl", "prompts/first_frame.png"):
+        assert (tmp_path / name).read_bytes() == (short_clip / name).read_bytes(), name
+
+
+def test_encoded_clip_shows_the_scene(short_clip: Path) -> None:
+    import av
+
+    with av.open(str(short_clip / "videos" / "adrift.mp4")) as container:
+        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    scene = list(render_scene(9))
+    assert len(decoded) == 9
+    for shown, frame in zip(decoded, scene, strict=True):
+        error = np.abs(shown.astype(int) - frame.image).mean()
+        assert error < 6, "the encoder loses little"
+    truths = read_truth(short_clip, 9)
+    for truth, frame in zip(truths, scene, strict=True):
+        assert np.array_equal(truth, frame.truth)
+
+
+def test_prompts_are_the_truth_of_the_first_frame(short_clip: Path) -> None:
+    table = read_prompts(str(short_clip / "prompts" / "prompts.jsonl"))
+    prompts = table.prompts_for("adrift.mp4")
+    assert {(p.object_id, p.label, p.frame_idx) for p in prompts} == {
+        (object_id, label, 0) for object_id, label in LABELS.items()
+    }
+    assert all(p.mask_uri and p.mask_uri.endswith("first_frame.png") for p in prompts)
+
+
+def test_foreign_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.docx").write_text("years of work")
+    with pytest.raises(ConfigError, match=r"thesis\.docx is in it"):
+        prepare_clip(tmp_path, 3)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.docx"]
+
+
+def test_broken_off_rendering_is_made_whole_and_a_finished_one_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "adrift.mp4").write_bytes(b"half")
+    prepare_clip(tmp_path, 3)
+    clip = tmp_path / "videos" / "adrift.mp4"
+    made = clip.stat()
+    assert made.st_size > 1000
+    prepare_clip(tmp_path, 3)
+    assert clip.stat().st_mtime_ns == made.st_mtime_ns
+    with pytest.raises(ConfigError, match="another version of the demo"):
+        prepare_clip(tmp_path, 4)
+
+
+def test_colours_belong_to_ids() -> None:
+    colours = [object_colour(object_id) for object_id in range(1, 201)]
+    assert len(set(colours)) == 200
+    assert colours == [object_colour(object_id) for object_id in range(1, 201)]
+
+
+def test_overlay_changes_what_the_masks_cover() -> None:
+    image = np.full((120, 160, 3), 100, np.uint8)
+    mask = np.zeros((120, 160), np.uint8)
+    mask[40:100, 30:110] = 1
+    drawn = draw_overlay(image, [OverlayMask(1, mask, "cat")])
+    assert (image == 100).all(), "the frame itself stays"
+    inside = drawn[60:90, 50:90].reshape(-1, 3)
+    red, green, blue = object_colour(1)
+    assert (inside == inside[0]).all()
+    assert inside[0, 0] > 100
+    assert inside[0, 2] < 100 or blue > 100
+    assert (drawn[112:] == 100).all(), "far from the object nothing changes"
+    assert (drawn[20:36] != 100).any(), "the label is above the object"
+    with pytest.raises(ValueError, match="does not fit"):
+        draw_overlay(image, [OverlayMask(1, mask[:50], "cat")])
+    assert (red, green, blue) == object_colour(1)
+
+
+def test_contact_sheet_holds_every_picture() -> None:
+    pictures = [np.full((60, 80, 3), value, np.uint8) for value in (60, 120, 180, 240)]
+    sheet = contact_sheet(pictures, ["a", "b", "c", "d"], title="t", num_columns=3)
+    for value in (60, 120, 180, 240):
+        assert (sheet == value).all(axis=2).sum() > 60 * 80 * 0.9
+    with pytest.raises(ValueError, match="as many captions"):
+        contact_sheet(pictures, ["a"], title="t")
+
+
+def test_demo_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "demo"
+    assert cli.main(["demo", "--out", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    j_and_f = float(shown.split("J&F ")[1].split()[0])
+    assert j_and_f >= 0.5
+    from PIL import Image
+
+    with Image.open(folder / "overlay.png") as picture:
+        assert picture.size[0] > 1500
+        assert len(set(picture.convert("RGB").resize((200, 100)).getdata())) > 3000
+    masks = read_masks(folder / "dataset")
+    assert {object_id for _, object_id in masks} == set(LABELS)
+    assert {frame_idx for frame_idx, _ in masks} == set(range(NUM_FRAMES))
+    truth = read_truth(folder, NUM_FRAMES)[0]
+    for object_id in LABELS:
+        assert masks[0, object_id].shape == truth.shape
+    config = json.loads(demo_config(folder).model_dump_json())
+    assert config["tracker"]["name"] == "flow"
+
+    assert cli.main(["demo", "--out", str(folder)]) == 0
+    again = capsys.readouterr().out
+    assert "1 settled before" in again
+    assert f"J&F {j_and_f:.3f}" in again
+    assert cli.main(["verify", str(folder / "dataset")]) == 0
