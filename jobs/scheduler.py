@@ -15,11 +15,20 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from itertools import islice
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.errors import ConfigError, FailureKind, MaskmillError, StoreError
+from workers.errors import (
+    ConfigError,
+    FailureKind,
+    MaskmillError,
+    StoreDenied,
+    StoreError,
+    StoreFull,
+)
 from workers.messages import Phase
 
 
@@ -146,7 +155,7 @@ class Counts:
     quarantined: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Task:
     """A task that was begun and has not ended."""
 
@@ -252,6 +261,7 @@ class Scheduler:
         self._attempts: dict[str, _Attempt] = {}
         self._workers: dict[str, _Worker] = {}
         self._open: dict[str, _Worker] = {}  # those that may have room, so that no event scans all
+        self._reserved: list[_Worker] = []
         self._killed: set[str] = set()
         self._retries: deque[_Task] = deque()
         self._suspects: deque[_Task] = deque()
@@ -307,14 +317,14 @@ class Scheduler:
         return TaskState.PENDING if entry is None else entry.state
 
     def next_deadline(self) -> float | None:
-        """Return when `tick` must be called at the latest, in the clock's seconds; None: no need."""
+        """Return the time by which `tick` must be called, or None when nothing is due."""
         if self._stopped:
             return None
         times = [deadline for _, deadline in self._deadlines()]
         if not self._interrupted:
             if self._backoff:
                 times.append(self._backoff[0][0])
-            if self._num_missing() > 0:
+            if self._num_missing() > 0 and isfinite(self._start_not_before):
                 times.append(self._start_not_before)
         return min(times, default=None)
 
@@ -361,8 +371,8 @@ class Scheduler:
         now : float
             The time.
         error : MaskmillError, optional
-            What `setup` raised: a `ConfigError` or `StoreDenied` would meet every worker alike and
-            ends the run.
+            What `setup` raised: a `ConfigError`, `StoreDenied` or `StoreFull` would meet every
+            worker alike and ends the run.
 
         Returns
         -------
@@ -446,7 +456,7 @@ class Scheduler:
             return []
         actions: list[Action] = []
         for attempt, deadline in list(self._deadlines()):
-            if deadline <= now and attempt.attempt_id in self._attempts:
+            if deadline <= now and attempt.attempt_id in self._attempts and not self._stopped:
                 self._stop_stuck(attempt, now, actions)
         return self._settle(actions, now)
 
@@ -604,13 +614,15 @@ class Scheduler:
     ) -> None:
         self._num_starting = max(0, self._num_starting - 1)
         if cause is FailureKind.PREEMPTED:
+            self._start_not_before = now
             return
-        if cause is FailureKind.OUTAGE or isinstance(error, ConfigError):
+        if cause is FailureKind.OUTAGE or isinstance(error, _FATAL_AT_START):
             actions[:] = self._stop(error or StoreError(message))
             return
         self._start_failures += 1
         limit = self.policy.max_start_failures + self._wanted - 1
-        if self._start_failures >= limit and not self._workers and not self._num_starting:
+        exhausted = self._start_failures >= limit
+        if exhausted and not self._workers and not self._num_starting:
             actions[:] = self._stop(
                 error
                 or StoreError(
@@ -619,7 +631,10 @@ class Scheduler:
                 )
             )
             return
-        self._start_not_before = now + min(2.0 ** (self._start_failures - 1), 60.0)
+        if exhausted and not self._workers:
+            self._start_not_before = float("inf")  # those still under way decide
+        else:
+            self._start_not_before = now + min(2.0 ** (self._start_failures - 1), 60.0)
 
     def _kill(self, worker: _Worker, reason: str, actions: list[Action]) -> None:
         actions.append(Kill(worker.worker_id, reason))
@@ -670,26 +685,28 @@ class Scheduler:
 
     def _begin_suspects(self, now: float, actions: list[Action]) -> None:
         """Give each suspect an empty worker; where none is, let the emptiest run dry."""
-        for worker in self._workers.values() if self._suspects else ():
+        for worker in self._reserved:
             worker.reserved = False
+            if worker.worker_id in self._workers:
+                self._open[worker.worker_id] = worker
+        self._reserved.clear()
         for _ in range(len(self._suspects)):
             able = [
-                w
-                for w in self._workers.values()
-                if not (w.retiring or w.exclusive or w.reserved)
+                w for w in self._workers.values() if not (w.retiring or w.exclusive or w.reserved)
             ]
             if not able:
                 return
             worker = min(able, key=lambda w: len(w.attempts))
             if worker.attempts:
                 worker.reserved = True
+                self._reserved.append(worker)
             else:
                 self._begin(worker, self._suspects.popleft(), now, actions)
                 worker.exclusive = True
 
     def _begin_others(self, now: float, actions: list[Action]) -> None:
         """Fill tracking slots, the emptiest worker first; then prefetch while plenty is left."""
-        for entry in list(self._retries):
+        for entry in list(islice(self._retries, _PREFERENCE_DEPTH)):
             preferred = self._open.get(entry.prefers or "")
             if preferred is not None and self._room(preferred) > 0:
                 self._retries.remove(entry)
@@ -744,6 +761,8 @@ class Scheduler:
         return [Stop(error)]
 
 
+_FATAL_AT_START = (ConfigError, StoreDenied, StoreFull)  # the next worker would meet the same
+_PREFERENCE_DEPTH = 64  # retries looked through for one that prefers a worker with room
 _PUNCTUATION = ".,:;!?()[]\"'`"
 
 
