@@ -242,7 +242,9 @@ class Images:
             while pending:
                 yield pending.popleft().result()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # after the last one there is nothing to wait for; when stopped half way, a slow store
+            # must not hold the attempt up
+            pool.shutdown(wait=not pending, cancel_futures=True)
 
     def _read(self, index: int) -> bytes:
         name = self.names[index]
