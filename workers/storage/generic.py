@@ -186,9 +186,9 @@ def _object_stat(key: str, entry: dict[str, Any]) -> ObjectStat:
     )
     mtime_ns = None
     if isinstance(changed, datetime.datetime):
-        mtime_ns = int(changed.timestamp() * 1e6) * 1000
+        mtime_ns = round(changed.timestamp() * 1e6) * 1000
     elif isinstance(changed, (int, float)):
-        mtime_ns = int(changed * 1e9)
+        mtime_ns = round(changed * 1e6) * 1000  # as above: list and stat must agree
     size = entry.get("size")
     return ObjectStat(key, int(size or 0), str(etag).strip('"') if etag else None, mtime_ns)
 
