@@ -1,4 +1,4 @@
-"""What people read before a run, what it would do, and after it: what became of the videos.
+"""What people read when a command has ended: above all, what became of the videos of a run.
 
 Plain text on standard output, so that it can be kept; colours only on a terminal.
 """
@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, TextIO
 from jobs.progress import format_duration
 
 if TYPE_CHECKING:
-    from jobs.config import RunConfig
     from jobs.doctor import Finding
     from jobs.driver import RunSummary
-    from jobs.planner import Plan
 
 MAX_EXAMPLES = 3
 """Quarantined videos named per reason; the table `quarantine` names all."""
@@ -45,16 +43,16 @@ def summary_lines(summary: RunSummary, command: str) -> list[str]:
     num_total = summary.num_committed + summary.num_quarantined + summary.num_skipped
     head = "stopped" if summary.interrupted else "finished"
     lines = ["", f"run {summary.run_id} {head} -> {summary.out_uri}", ""]
-    lines.append(_fact("committed", f"{summary.num_committed:,} of {num_total:,} videos"))
+    lines.append(fact("committed", f"{summary.num_committed:,} of {num_total:,} videos"))
     if summary.num_skipped:
-        lines.append(_fact("skipped", f"{summary.num_skipped:,} settled before"))
+        lines.append(fact("skipped", f"{summary.num_skipped:,} settled before"))
     if summary.quarantined:
-        lines.append(_fact("quarantined", f"{len(summary.quarantined):,}"))
-    lines.append(_fact("tracked", f"{summary.num_frames:,} frames, {summary.num_masks:,} masks"))
+        lines.append(fact("quarantined", f"{len(summary.quarantined):,}"))
+    lines.append(fact("tracked", f"{summary.num_frames:,} frames, {summary.num_masks:,} masks"))
     if summary.wall_s > 0 and summary.num_frames:
         speed = summary.num_frames / summary.wall_s
         lines.append(
-            _fact("throughput", f"{speed:,.1f} frames/s over {format_duration(summary.wall_s)}")
+            fact("throughput", f"{speed:,.1f} frames/s over {format_duration(summary.wall_s)}")
         )
     lines += stage_lines(summary.stage_seconds)
     lines += quarantine_lines(summary.quarantined)
@@ -87,14 +85,29 @@ def stage_lines(stage_seconds: Mapping[str, float]) -> list[str]:
     return lines
 
 
-def quarantine_lines(quarantined: Iterable[tuple[str, str, str]]) -> list[str]:
-    """Return the reasons of quarantine, the commonest first, each with its first videos."""
+def quarantine_lines(
+    quarantined: Iterable[tuple[str, str, str]], *, head: str = "quarantined"
+) -> list[str]:
+    """Return the reasons of quarantine, the commonest first, each with its first videos.
+
+    Parameters
+    ----------
+    quarantined : iterable of (name, kind, message)
+        Videos and their reasons.
+    head : str
+        What is said of them.
+
+    Returns
+    -------
+    list of str
+        Without line ends.
+    """
     by_kind: dict[str, list[tuple[str, str]]] = {}
     for name, kind, message in quarantined:
         by_kind.setdefault(str(kind), []).append((name, message))
     lines: list[str] = []
     for kind, videos in sorted(by_kind.items(), key=lambda item: -len(item[1])):
-        lines += ["", f"quarantined, {kind.replace('_', ' ')}: {len(videos):,}"]
+        lines += ["", f"{head}, {kind.replace('_', ' ')}: {len(videos):,}"]
         for name, message in videos[:MAX_EXAMPLES]:
             # Most sentences name the video themselves.
             lines.append(f"  {message}" if name in message else f"  {name}: {message}")
@@ -118,57 +131,9 @@ def next_steps(summary: RunSummary, command: str) -> list[str]:
     return lines
 
 
-def _fact(label: str, value: str) -> str:
+def fact(label: str, value: str) -> str:
+    """Return one line of a summary: what it is, and how much."""
     return f"  {label:<12} {value}"
-
-
-def plan_lines(
-    config: RunConfig,
-    plan: Plan,
-    *,
-    fps: float,
-    price: float | None = None,
-) -> list[str]:
-    """Return what a run would do, line by line.
-
-    Parameters
-    ----------
-    config : RunConfig
-        The run.
-    plan : Plan
-        What is left of it.
-    fps : float
-        Frames per second of one worker, assumed or stated.
-    price : float, optional
-        Price of a worker-hour, in whatever currency.
-
-    Returns
-    -------
-    list of str
-        Without line ends.
-    """
-    num_videos, num_left = len(plan.corpus), len(plan.order)
-    lines = ["", _fact("videos", f"{num_videos:,}, {num_left:,} to track")]
-    if plan.num_committed or plan.num_quarantined:
-        lines.append(
-            _fact(
-                "settled",
-                f"{plan.num_committed:,} committed, {plan.num_quarantined:,} in quarantine",
-            )
-        )
-    if plan.invalid:
-        lines.append(_fact("invalid", f"{len(plan.invalid):,} will be quarantined"))
-    guessed = f", {plan.num_guessed:,} videos guessed from their size" if plan.num_guessed else ""
-    lines.append(_fact("frames", f"about {plan.num_frames_left:,}{guessed}"))
-    hours = plan.worker_hours(fps)
-    lines.append(
-        _fact("work", f"about {hours:,.2f} worker-hours at {fps:g} frames/s (--fps says otherwise)")
-    )
-    if price is not None:
-        lines.append(_fact("cost", f"about {hours * price:,.2f} at {price:g} per worker-hour"))
-    lines += quarantine_lines((task.name, "input", task.message) for task in plan.invalid)
-    lines += [f"warning: {text}" for text in plan.prompts.warnings]
-    return lines
 
 
 def write_findings(findings: Sequence[Finding], stream: TextIO | None = None) -> None:

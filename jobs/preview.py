@@ -1,0 +1,245 @@
+"""`maskmill plan`: what a run would do, found without writing anything anywhere.
+
+Headers of some videos are read, so that frames and hours are more than guesses from file sizes
+and so that a video nobody can read is found before a cluster is paid for. A large corpus is
+sampled evenly; the rest is estimated from what the sample tells of frames per byte.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.planner import DEFAULT_FPS, Plan, make_plan, read_inputs
+from jobs.probe import probe_video
+from jobs.report import fact, quarantine_lines
+from jobs.settings import to_toml
+
+if TYPE_CHECKING:
+    from jobs.commit_log import LogState
+    from jobs.config import RunConfig
+    from jobs.corpus import Corpus
+    from jobs.probe import ProbeRow
+
+MAX_PROBES = 256
+"""Videos whose headers are read; a header costs a few ranged reads."""
+PROBE_THREADS = 16
+"""Headers read at the same time: each waits for a store, not for a core."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a run would do.
+
+    Attributes
+    ----------
+    plan : Plan
+        What is left, with frames from headers where they were read.
+    probed : Mapping of int to ProbeRow
+        By corpus row.
+    hours : float or None
+        Length of the videos that are left, in hours; None when no header tells.
+    """
+
+    plan: Plan
+    probed: Mapping[int, ProbeRow]
+    hours: float | None
+
+
+class SampledCounts:
+    """Frames per video: from a header where one was read, else by the sample's frames per byte.
+
+    Parameters
+    ----------
+    corpus : Corpus
+        The videos.
+    probed : Mapping of int to ProbeRow
+        By corpus row.
+    """
+
+    def __init__(self, corpus: Corpus, probed: Mapping[int, ProbeRow]) -> None:
+        self._frames = np.full(len(corpus), -1, np.int64)
+        sizes = corpus.table["size_bytes"].fill_null(0).to_numpy()
+        for row, probe in probed.items():
+            self._frames[row] = probe.num_frames or -1
+        known = (self._frames > 0) & (sizes > 0)
+        if known.any():
+            per_byte = self._frames[known].sum() / sizes[known].sum()
+            other = (self._frames < 0) & (sizes > 0)
+            self._frames[other] = np.maximum(1, sizes[other] * per_byte)
+        self._corpus = corpus
+
+    def num_frames(self, keys: NDArray[np.int64], etags: Sequence[str | None]) -> NDArray[np.int64]:
+        """Return the number of frames per row of the corpus, -1 where it is not known."""
+        assert len(keys) == len(self._frames), "asked for the corpus it was made for"
+        return self._frames
+
+
+def make_preview(config: RunConfig, *, max_probes: int = MAX_PROBES) -> Preview:
+    """Find out what a run would do.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run; with an empty output nothing counts as done.
+    max_probes : int
+        Read at most this many headers.
+
+    Returns
+    -------
+    Preview
+        What is left.
+
+    Raises
+    ------
+    ConfigError
+        The corpus or the prompts are unreadable as a whole, or the output holds another
+        configuration.
+    StoreError
+        A store refused or did not answer.
+    """
+    state = _log_state(config)
+    inputs = read_inputs(config)
+    left = make_plan(config, inputs, state).order
+    picked = np.unique(np.linspace(0, len(left) - 1, min(len(left), max_probes)).astype(int))
+    rows = [int(left[at]) for at in picked] if len(left) else []
+    options = config.corpus.store.options()
+    with ThreadPoolExecutor(PROBE_THREADS) as pool:
+        probes = pool.map(lambda row: probe_video(inputs.corpus.source(row), options), rows)
+        probed = dict(zip(rows, probes, strict=True))
+    plan = make_plan(config, inputs, state, SampledCounts(inputs.corpus, probed))
+    told = [p for p in probed.values() if p.duration_us and p.num_frames]
+    hours = None
+    if told:
+        seconds_per_frame = sum(p.duration_us for p in told) / sum(p.num_frames for p in told) / 1e6
+        hours = float(sum(_source_frames(plan))) * seconds_per_frame / 3600
+    return Preview(plan, probed, hours)
+
+
+def preview_lines(
+    config: RunConfig, preview: Preview, *, fps: float, price: float | None = None
+) -> list[str]:
+    """Return what a run would do, line by line.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    preview : Preview
+        What was found.
+    fps : float
+        Frames per second of one worker, assumed or stated.
+    price : float, optional
+        Price of a worker-hour, in whatever currency.
+
+    Returns
+    -------
+    list of str
+        Without line ends.
+    """
+    plan = preview.plan
+    names = {row: plan.corpus.source(row).name for row in preview.probed}
+    unreadable = [
+        (names[row], "input", probe.reason or "it cannot be read")
+        for row, probe in preview.probed.items()
+        if not probe.readable
+    ]
+    invalid = [(task.name, "input", task.message) for task in plan.invalid]
+    lines = ["", fact("videos", f"{plan.num_videos:,}, {len(plan.order):,} to track")]
+    if plan.num_settled:
+        lines.append(
+            fact(
+                "settled",
+                f"{plan.num_committed:,} committed, {plan.num_quarantined:,} in quarantine",
+            )
+        )
+    lines.append(fact("frames", f"about {plan.num_frames_left:,} to track"))
+    if preview.hours is not None:
+        lines.append(fact("length", f"about {preview.hours:,.2f} hours of video"))
+    worker_hours = plan.worker_hours(fps)
+    lines.append(
+        fact("work", f"about {worker_hours:,.2f} worker-hours at {fps:g} frames/s (--fps)")
+    )
+    if price is not None:
+        cost = worker_hours * price
+        lines.append(fact("cost", f"about {cost:,.2f} at {price:g} per worker-hour"))
+    else:
+        lines.append(fact("cost", "give --price, the price of a worker-hour"))
+    lines.append(
+        fact("headers", f"{len(preview.probed):,} read, {len(unreadable):,} of them unreadable")
+    )
+    lines += quarantine_lines([*invalid, *unreadable], head="would be quarantined")
+    lines += [f"warning: {text}" for text in plan.prompts.warnings]
+    lines += ["", "configuration", "", to_toml(config)]
+    return lines
+
+
+def write_preview(
+    config: RunConfig,
+    *,
+    fps: float | None = None,
+    price: float | None = None,
+    stream: TextIO | None = None,
+) -> None:
+    """Print what a run would do, and the configuration it would have.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    fps : float, optional
+        Frames per second of one worker; what the tracker's family usually does by default.
+    price : float, optional
+        Price of a worker-hour.
+    stream : TextIO, optional
+        Standard output by default.
+
+    Raises
+    ------
+    ConfigError
+        As `make_preview`.
+    StoreError
+        As `make_preview`.
+    """
+    preview = make_preview(config)
+    lines = preview_lines(config, preview, fps=fps or assumed_fps(config), price=price)
+    print("\n".join(lines), file=stream or sys.stdout)
+
+
+def assumed_fps(config: RunConfig) -> float:
+    """Return the frames per second that a worker is assumed to do with the chosen tracker."""
+    name = config.tracker.name.lower()
+    return next((fps for family, fps in DEFAULT_FPS.items() if name.startswith(family)), 20.0)
+
+
+def _log_state(config: RunConfig) -> LogState | None:
+    """Return what the output's log says, when there is an output; refuse another configuration."""
+    if not config.out.uri:
+        return None
+    from jobs.commit_log import read_state
+    from workers.storage import open_store
+    from workers.weights import fetch_weights
+
+    state = read_state(open_store(config.out.uri, config.out.store.options()))
+    if state.settings is not None:
+        detector = config.prompts.detector
+        digests = [
+            fetch_weights(checkpoint, config.corpus.store.options()).sha256 if checkpoint else ""
+            for checkpoint in (config.tracker.checkpoint, detector and detector.checkpoint)
+        ]
+        state.check_settings(
+            config.mask_settings(tracker_sha256=digests[0], detector_sha256=digests[1])
+        )
+    return state
+
+
+def _source_frames(plan: Plan) -> NDArray[np.int64]:
+    """Return the frames of the sources that are left: strides leave frames out, not time."""
+    stride = plan.corpus.table["stride"].to_numpy()
+    return (plan.num_frames * np.maximum(1, stride))[plan.order]
