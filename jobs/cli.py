@@ -349,7 +349,7 @@ def stored_config(store: Store, command: CommandLine) -> RunConfig:
     """
     from pydantic import ValidationError
 
-    from jobs.driver import stored_config as read_config
+    from jobs.startup import stored_config as read_config
     from jobs.status import read_log
 
     read_log(store)

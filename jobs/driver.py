@@ -9,30 +9,27 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
-import shlex
-import signal
 import socket
 import threading
 import time
 import uuid
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
-from types import FrameType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.background import Background
 from jobs.commit_log import CommitLog, read_state
 from jobs.config import RunConfig, fingerprint
 from jobs.ledger import Ledger
 from jobs.outbox import Outbox
-from jobs.planner import Inputs, PromptSource, make_plan, read_inputs
+from jobs.planner import Inputs, make_plan, read_inputs
 from jobs.probe import ProbeCache
 from jobs.progress import Counts, PlanTotals, Reporter, WorkerState
+from jobs.prompts import PromptSource
 from jobs.publication import Publisher
 from jobs.records import Outcome, Quarantined, RunPlan, VideoCommit
 from jobs.scheduler import (
@@ -47,6 +44,14 @@ from jobs.scheduler import (
     StartWorker,
     Stop,
 )
+from jobs.startup import (
+    package_versions,
+    prove_store,
+    reproduce_command,
+    stop_signals,
+    weights_sha256,
+    with_labels,
+)
 from jobs.status import STATUS_KEY, LiveStatus
 from jobs.workforce import (
     AttemptDone,
@@ -58,16 +63,13 @@ from jobs.workforce import (
     WorkerUp,
 )
 from workers.errors import (
-    ConfigError,
     FailureKind,
     InputError,
     MaskmillError,
-    StoreError,
     StoreUnavailable,
 )
 from workers.messages import Attempt, Phase, Progress, Proposal, VideoSource, WorkerSpec
-from workers.storage import Store, open_store, probe_store
-from workers.weights import fetch_weights
+from workers.storage import Store, open_store
 
 STATUS_EVERY_S = 5.0
 """How often `_status.json` is overwritten."""
@@ -162,8 +164,8 @@ def run(
     """
     store = out or open_store(config.out.uri, config.out.store.options())
     settings = config.mask_settings(
-        tracker_sha256=_sha256_of(config, config.tracker.checkpoint),
-        detector_sha256=_sha256_of(
+        tracker_sha256=weights_sha256(config, config.tracker.checkpoint),
+        detector_sha256=weights_sha256(
             config, config.prompts.detector.checkpoint if config.prompts.detector else None
         ),
     )
@@ -173,7 +175,7 @@ def run(
     inputs = read_inputs(config)
     prove_store(store, single_driver=config.out.single_driver)
     owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-    with _stop_signals() as stopped:
+    with stop_signals() as stopped:
         log = CommitLog.acquire(store, owner)
         execution = _Run(
             config, settings, log, inputs, reporter, pool_factory or _ray_pool, stopped
@@ -183,119 +185,6 @@ def run(
         except MaskmillError:
             execution.give_up()
             raise
-
-
-def stored_config(store: Store) -> RunConfig:
-    """Return the configuration that an output was made with.
-
-    Raises
-    ------
-    ConfigError
-        The output holds no run.
-    """
-    plan = read_state(store).plan
-    if plan is None:
-        raise ConfigError(f"{store.uri} holds no run: give the --out of an earlier maskmill run")
-    return RunConfig.model_validate(plan.config)
-
-
-def prove_store(store: Store, *, single_driver: bool) -> None:
-    """Refuse an output on which two drivers could not be kept apart.
-
-    Raises
-    ------
-    StoreError
-        The store ignores conditional writes, or does not show what was written.
-    """
-    report = probe_store(store)
-    if report.problems and not (single_driver and report.only_conditions_missing):
-        raise StoreError(
-            f"{store.uri} cannot hold a run: {report.problems[0]}; use a store with conditional "
-            f"writes, or pass --single-driver if no other driver will ever write there"
-        )
-
-
-def reproduce_command(config: RunConfig, uri: str) -> str:
-    """Return a command that tries one video alone."""
-    words = ["maskmill", "run", uri, "--out", "./reproduce", "--workers", "1"]
-    words += ["--tracker", config.tracker.name]
-    if config.tracker.checkpoint:
-        words += ["--checkpoint", config.tracker.checkpoint]
-    if config.tracker.image_size:
-        words += ["--image-size", str(config.tracker.image_size)]
-    for key, value in config.tracker.options.items():
-        words += ["--option", f"{key}={value}"]
-    prompts = config.prompts
-    if prompts.detector is not None:
-        words += ["--detector", prompts.detector.name]
-        if prompts.detector.checkpoint:
-            words += ["--detector-checkpoint", prompts.detector.checkpoint]
-    elif prompts.file is not None:
-        words += ["--prompts", prompts.file]
-    elif prompts.dir is not None:
-        words += ["--prompts-dir", prompts.dir]
-    if config.corpus.store.endpoint_url:
-        words += ["--endpoint-url", config.corpus.store.endpoint_url]
-    return shlex.join(words)
-
-
-def with_labels(known: Mapping[int, str], labels: Sequence[str]) -> dict[int, str]:
-    """Return the categories of an output: those it has keep their ids, new labels follow.
-
-    Examples
-    --------
-    >>> with_labels({}, ["cat", "dog"])
-    {1: 'cat', 2: 'dog'}
-    >>> with_labels({1: "cat", 2: "dog"}, ["ant", "dog"])
-    {1: 'cat', 2: 'dog', 3: 'ant'}
-    """
-    categories = dict(known)
-    for label in labels:
-        if label not in categories.values():
-            categories[max(categories, default=0) + 1] = label
-    return categories
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of what results depend on, where it is installed."""
-    versions = {"python": platform.python_version()}
-    for name in ("maskmill", "ray", "numpy", "pyarrow", "av", "opencv-python-headless", "torch"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions
-
-
-def _ray_pool(config: RunConfig, spec: WorkerSpec) -> Pool:
-    from jobs.pool import RayPool
-
-    return RayPool(spec, config.pool)
-
-
-def _sha256_of(config: RunConfig, checkpoint: str | None) -> str:
-    if checkpoint is None:
-        return ""
-    return fetch_weights(checkpoint, config.corpus.store.options()).sha256
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into an event; the second ends the process as usual."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        stopped.set()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Run:
@@ -336,7 +225,7 @@ class _Run:
         self.interrupted = False
         self.num_committed = self.num_quarantined = self.num_failures = 0
         self.num_frames = self.num_masks = 0
-        self.stage_seconds: Counter[str] = Counter()
+        self.stage_seconds: defaultdict[str, float] = defaultdict(float)
         self.start_s = self.status_s = self.published_s = self.clock()
 
     def execute(self, *, retry: bool, retry_kinds: frozenset[FailureKind] | None) -> RunSummary:
@@ -442,10 +331,11 @@ class _Run:
         self.pool = self.pool_factory(self.config, spec)
         try:
             self.start_s = self.clock()
+            self.num_workers = self.pool.num_workers
             self.scheduler = Scheduler(
                 num_tasks,
                 np.arange(num_tasks),  # a task is a place in the plan's order
-                num_workers=self.pool.num_workers,
+                num_workers=self.num_workers,
                 policy=FaultPolicy(stuck_after_s=self.config.pool.stuck_after_s),
                 slots_per_worker=self.config.pool.videos_per_worker,
                 attempt_prefix=f"{self.log.epoch}-",
@@ -463,6 +353,9 @@ class _Run:
         wait_s = POLL_S if deadline is None else min(POLL_S, max(0.0, deadline - self.clock()))
         for event in self.pool.events(wait_s):
             self.perform(self.hear(event))
+        if self.pool.num_workers != self.num_workers:
+            self.num_workers = self.pool.num_workers
+            self.perform(self.scheduler.resize(self.num_workers, self.clock()))
         self.perform(self.scheduler.tick(self.clock()))
         if self.stopped.is_set() and not self.interrupted:
             self.interrupted = True
@@ -473,8 +366,9 @@ class _Run:
         self.show()
 
     def hear(self, event: Event) -> list[Action]:
-        """Pass one event of the pool to the scheduler."""
+        """Pass one event of the pool to the scheduler; return what it decides."""
         now = self.clock()
+        actions: list[Action] = []
         match event:
             case WorkerUp(worker_id=worker_id, ready=ready):
                 if not self.has_plan_record:
@@ -496,7 +390,6 @@ class _Run:
                     attempt_id, failed.kind, failed.message, failed.traceback, now
                 )
             case Heartbeat(worker_id=worker_id, progress=beats):
-                actions: list[Action] = []
                 for beat in beats:
                     if (under_way := self.under_way.get(beat.attempt_id)) is not None:
                         under_way.progress = beat
@@ -504,7 +397,7 @@ class _Run:
                     actions += self.scheduler.progress(
                         beat.attempt_id, beat.phase, beat.num_steps, now
                     )
-                return actions
+        return actions
 
     def perform(self, actions: Iterable[Action]) -> None:
         """Carry out what the scheduler decided, and what follows from that."""
@@ -603,7 +496,8 @@ class _Run:
                 reproduce=reproduce_command(self.config, source.uri),
             )
         )
-        self.reporter.on_message("warning", f"{source.name}: {action.message}")
+        named = source.name if source.name not in action.message else "quarantined"
+        self.reporter.on_message("warning", f"{named}: {action.message}")
 
     def ended(self, attempt_id: str, kind: FailureKind) -> None:
         """Note that an attempt came to nothing."""
@@ -771,46 +665,7 @@ _SHOWN = {
 }
 
 
-class Background:
-    """One job at a time beside the loop, whose failure surfaces in the loop.
+def _ray_pool(config: RunConfig, spec: WorkerSpec) -> Pool:
+    from jobs.pool import RayPool
 
-    Parameters
-    ----------
-    name : str
-        Name of the thread.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing is under way."""
-        return self._thread is None or not self._thread.is_alive()
-
-    def start(self, job: Callable[[], None]) -> None:
-        """Run `job` in a thread of its own; the one before must have ended."""
-
-        def guarded() -> None:
-            try:
-                job()
-            except BaseException as error:
-                # Everything, so that the loop stops for what the job stopped for.
-                self._error = error
-
-        self._thread = threading.Thread(target=guarded, name=self._name, daemon=True)
-        self._thread.start()
-
-    def check(self) -> None:
-        """Raise what the last job raised."""
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-
-    def wait(self) -> None:
-        """Wait for the job under way, then `check`."""
-        if self._thread is not None:
-            self._thread.join()
-        self.check()
+    return RayPool(spec, config.pool)

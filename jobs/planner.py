@@ -7,9 +7,8 @@ input (etag, range, stride, prompts): equal means done, different means new work
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -18,13 +17,11 @@ from numpy.typing import NDArray
 from jobs.commit_log import LogState, TaskState, input_identity
 from jobs.config import RunConfig
 from jobs.corpus import Corpus, list_corpus
-from workers.messages import Prompt, StoreOptions, VideoSource
-from workers.prompts.folder import folder_digests
-from workers.prompts.table import PromptTable, read_prompts
-from workers.storage import open_store, split_uri
+from jobs.prompts import RunPrompts
+from workers.messages import VideoSource
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    pass
 
 BYTES_PER_FRAME = 12_000
 """Compressed bytes per frame of ordinary 720p video: how an unprobed video's length is guessed."""
@@ -37,15 +34,6 @@ class FrameCounts(Protocol):
 
     def num_frames(self, keys: NDArray[np.int64], etags: Sequence[str | None]) -> NDArray[np.int64]:
         """Return the number of frames per video, -1 where it is not known."""
-
-
-class PromptSource(StrEnum):
-    """Where a run's prompts come from."""
-
-    FILE = "file"
-    FOLDER = "folder"
-    DETECTOR = "detector"
-    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,140 +53,6 @@ class InvalidTask:
     uri: str
     name: str
     message: str
-
-
-class RunPrompts:
-    """The prompts of a run, by corpus row: one face for a file, a folder and a detector.
-
-    Parameters
-    ----------
-    config : RunConfig
-        Names the source.
-    corpus : Corpus
-        Whose rows the prompts belong to.
-    options : StoreOptions
-        How to reach the prompts.
-
-    Attributes
-    ----------
-    warnings : list of str
-        Prompts that belong to no video of the corpus.
-    """
-
-    def __init__(self, config: RunConfig, corpus: Corpus, options: StoreOptions) -> None:
-        self.kind = PromptSource(config.prompt_kind)
-        self.warnings: list[str] = []
-        self._root = config.prompts.file or (config.prompts.dir or "").rstrip("/")
-        self._options = options
-        self._table: PromptTable | None = None
-        self._names: dict[int, str] = {}
-        self._digests: dict[str, str] = {}
-        self._faults: dict[int, str] = {}
-        if config.prompts.file is not None:
-            self._table = read_prompts(config.prompts.file, options)
-            self._match(corpus, self._table.names, config.prompts.file)
-        elif config.prompts.dir is not None:
-            self._digests = folder_digests(self._root, options)
-            self._match(corpus, sorted(self._digests), config.prompts.dir)
-
-    def _match(self, corpus: Corpus, names: Sequence[str], where: str) -> None:
-        unknown: list[str] = []
-        for name in names:
-            rows = corpus.rows_named(name)
-            if not rows:
-                unknown.append(name)
-            elif len({corpus.source(row).uri for row in rows}) > 1:
-                candidates = ", ".join(corpus.source(row).name for row in rows[:4])
-                for row in rows:
-                    self._faults[row] = (
-                        f"the name {name!r} in {where} fits several videos ({candidates}): write "
-                        f"the path below the corpus root"
-                    )
-            else:
-                for row in rows:
-                    if row in self._names and self._names[row] != name:
-                        self._faults[row] = (
-                            f"{where} names {corpus.source(row).name} in two ways, "
-                            f"{self._names[row]!r} and {name!r}: use one of them"
-                        )
-                    self._names[row] = name
-        for row in self._names:
-            # An exact name wins over the ambiguity of a shorter one that also fits it.
-            if row in self._faults and "fits several" in self._faults[row]:
-                del self._faults[row]
-        if unknown:
-            self.warnings.append(
-                f"{len(unknown)} name{'s' if len(unknown) > 1 else ''} in {where} fit no video of "
-                f"the corpus, for instance {unknown[0]!r}: their prompts are not used"
-            )
-
-    def frozen(self) -> pa.Table | None:
-        """Return the prompts as they are now, to be stored with the plan; None for a detector.
-
-        A prompts file is kept byte for byte; of a folder, the digest of each video's images.
-        """
-        import pyarrow as pa
-
-        if self._table is not None:
-            root, key = split_uri(self._root)
-            data = open_store(root, self._options).read_bytes(key)
-            return pa.table({"uri": [self._root], "data": pa.array([data], pa.large_binary())})
-        if self._digests:
-            names = sorted(self._digests)
-            return pa.table({"video": names, "digest": [self._digests[n] for n in names]})
-        return None
-
-    @property
-    def labels(self) -> list[str]:
-        """Sorted category labels of a prompts file; empty for other sources."""
-        return self._table.labels() if self._table is not None else []
-
-    def digest(self, row: int) -> str:
-        """Return the hash of the prompts of one corpus row; empty where it has none."""
-        name = self._names.get(row)
-        if name is None:
-            return ""
-        return self._table.digest(name) if self._table is not None else self._digests[name]
-
-    def fault(self, row: int) -> str | None:
-        """Return why this row's prompts cannot be told apart, if so."""
-        return self._faults.get(row)
-
-    def prompts_for(
-        self, row: int, categories: Mapping[str, int]
-    ) -> tuple[tuple[Prompt, ...] | None, str | None]:
-        """Return the prompts of one row, and the URI of its folder of mask images.
-
-        Parameters
-        ----------
-        row : int
-            Row of the corpus.
-        categories : Mapping of str to int
-            Category id per label.
-
-        Returns
-        -------
-        prompts : tuple of Prompt or None
-            None where prompts come from a folder or a detector.
-        prompts_dir : str or None
-            The video's own folder.
-
-        Raises
-        ------
-        InputError
-            A prompt of this video is malformed.
-        """
-        name = self._names.get(row)
-        if self._table is not None:
-            found = self._table.prompts_for(name) if name is not None else ()
-            resolved = tuple(
-                replace(p, category_id=categories[p.label]) if p.label in categories else p
-                for p in found
-            )
-            return resolved, None
-        if self.kind is PromptSource.FOLDER and name is not None:
-            return None, f"{self._root}/{name}"
-        return (None if self.kind is PromptSource.DETECTOR else ()), None
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +164,7 @@ def read_inputs(config: RunConfig) -> Inputs:
         A store refused or did not answer.
     """
     corpus = list_corpus(config.corpus)
-    return Inputs(corpus, RunPrompts(config, corpus, config.corpus.store.options()))
+    return Inputs(corpus, RunPrompts(config, corpus))
 
 
 def make_plan(
@@ -389,7 +243,7 @@ def _identities(corpus: Corpus, prompts: RunPrompts, rows: NDArray[np.int64]) ->
     columns = [
         picked[name].to_pylist() for name in ("etag", "size_bytes", "start_us", "end_us", "stride")
     ]
-    if prompts.kind in (PromptSource.FILE, PromptSource.FOLDER):
+    if prompts.is_per_video:
         digests = [prompts.digest(row) for row in rows.tolist()]
     else:
         digests = [""] * len(rows)
@@ -405,8 +259,8 @@ def _faults(
 ) -> dict[int, str]:
     """Return the rows that cannot be tracked as they are, each with its reason."""
     faults = {row: reason for row, reason in corpus.faults.items() if not settled[row]}
-    if prompts.kind in (PromptSource.FILE, PromptSource.FOLDER):
-        where = config.prompts.file or config.prompts.dir
+    if prompts.is_per_video:
+        where = config.prompts.file or config.prompts.dir or "the manifest"
         for row in np.flatnonzero(~settled).tolist():
             if row in faults:
                 continue

@@ -1,0 +1,252 @@
+"""The prompts of a run, row by row of its corpus, wherever they come from.
+
+A prompts file names videos, a folder has one folder per video, a manifest gives each video its
+own reference, a detector needs nothing beforehand. Whoever plans or dispatches asks one face.
+What is wrong with one video's prompts is that video's fault and never stops a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from jobs.config import RunConfig
+from jobs.corpus import Corpus
+from workers.errors import ConfigError
+from workers.messages import Prompt, StoreOptions
+from workers.prompts.folder import folder_digests
+from workers.prompts.table import JsonRows, PromptTable, read_prompts
+from workers.storage import open_store, split_uri
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+READ_THREADS = 16
+"""Prompts files of a manifest that are read at the same time."""
+
+
+class PromptSource(StrEnum):
+    """Where a run's prompts come from."""
+
+    FILE = "file"
+    FOLDER = "folder"
+    MANIFEST = "manifest"
+    DETECTOR = "detector"
+    NONE = "none"
+
+
+class RunPrompts:
+    """The prompts of a run.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Names the source.
+    corpus : Corpus
+        Whose rows the prompts belong to.
+
+    Attributes
+    ----------
+    kind : PromptSource
+        Where they come from.
+    labels : list of str
+        Sorted category labels; empty where categories come from a detector or there are none.
+    warnings : list of str
+        Prompts that belong to no video of the corpus.
+
+    Raises
+    ------
+    ConfigError
+        Prompts are given in two ways, or are unreadable as a whole.
+    StoreError
+        A store refused or did not answer.
+    """
+
+    def __init__(self, config: RunConfig, corpus: Corpus) -> None:
+        self.kind = PromptSource(config.prompt_kind)
+        self.labels: list[str] = []
+        self.warnings: list[str] = []
+        self._where = config.prompts.file or (config.prompts.dir or "").rstrip("/")
+        self._options = config.corpus.store.options()
+        self._table: PromptTable | None = None
+        self._tables: dict[int, PromptTable] = {}
+        self._digests: dict[str, str] = {}
+        self._names: dict[int, str] = {}
+        self._faults: dict[int, str] = {}
+        if corpus.table["prompts"].null_count < len(corpus):
+            if self.kind is not PromptSource.NONE:
+                raise ConfigError(
+                    f"prompts come from one place, not from the manifest and a {self.kind}: drop "
+                    f"the manifest's column prompts, or the flag"
+                )
+            self.kind = PromptSource.MANIFEST
+            self._read_references(corpus)
+        elif self.kind is PromptSource.FILE:
+            self._table = read_prompts(self._where, self._options)
+            self.labels = self._table.labels()
+            self._match(corpus, self._table.names)
+        elif self.kind is PromptSource.FOLDER:
+            self._digests = folder_digests(self._where, self._options)
+            self._match(corpus, sorted(self._digests))
+
+    @property
+    def is_per_video(self) -> bool:
+        """Whether each video needs prompts of its own, so that one without is at fault."""
+        return self.kind in (PromptSource.FILE, PromptSource.FOLDER, PromptSource.MANIFEST)
+
+    def frozen(self) -> pa.Table | None:
+        """Return the prompts as they are now, to be stored with the plan.
+
+        Returns
+        -------
+        pyarrow.Table or None
+            A prompts file byte for byte, or the digest of each video's images; None for a
+            detector and for a manifest, whose references are in the frozen corpus.
+        """
+        import pyarrow as pa
+
+        if self._table is not None:
+            root, key = split_uri(self._where)
+            data = open_store(root, self._options).read_bytes(key)
+            return pa.table({"uri": [self._where], "data": pa.array([data], pa.large_binary())})
+        if self._digests:
+            names = sorted(self._digests)
+            return pa.table({"video": names, "digest": [self._digests[n] for n in names]})
+        return None
+
+    def digest(self, row: int) -> str:
+        """Return the hash of the prompts of one corpus row; empty where it has none."""
+        name = self._names.get(row)
+        if name is None:
+            return ""
+        table = self._tables.get(row, self._table)
+        return table.digest(name) if table is not None else self._digests[name]
+
+    def fault(self, row: int) -> str | None:
+        """Return why the prompts of one row cannot be found, if so."""
+        return self._faults.get(row)
+
+    def prompts_for(
+        self, row: int, category_ids: Mapping[str, int]
+    ) -> tuple[tuple[Prompt, ...] | None, str | None]:
+        """Return the prompts of one row, and the URI of its folder of mask images.
+
+        Parameters
+        ----------
+        row : int
+            Row of the corpus.
+        category_ids : Mapping of str to int
+            Category id per label.
+
+        Returns
+        -------
+        prompts : tuple of Prompt or None
+            None where prompts come from a folder or a detector.
+        prompts_dir : str or None
+            The video's own folder.
+
+        Raises
+        ------
+        InputError
+            A prompt of this video is malformed.
+        """
+        name = self._names.get(row)
+        table = self._tables.get(row, self._table)
+        if table is not None and name is not None:
+            prompts = table.prompts_for(name)
+            return tuple(_categorised(prompt, category_ids) for prompt in prompts), None
+        if self.kind is PromptSource.FOLDER and name is not None:
+            return None, f"{self._where}/{name}"
+        return (None if self.kind is PromptSource.DETECTOR else ()), None
+
+    def _match(self, corpus: Corpus, names: Sequence[str]) -> None:
+        """Find the rows that names mean; the closest fit of several names wins."""
+        unknown: list[str] = []
+        ambiguous: dict[int, str] = {}
+        for name in names:
+            rows = corpus.rows_named(name)
+            videos = {row: corpus.source(row) for row in rows} if len(rows) > 1 else {}
+            if not rows:
+                unknown.append(name)
+            elif len({source.uri for source in videos.values()}) > 1:
+                told = ", ".join(source.name for source in list(videos.values())[:4])
+                sentence = (
+                    f"the name {name!r} in {self._where} fits several videos ({told}): write the "
+                    f"path below the corpus root"
+                )
+                ambiguous |= dict.fromkeys(rows, sentence)
+            else:
+                for row in rows:
+                    other = self._names.setdefault(row, name)
+                    if other != name:
+                        self._faults[row] = (
+                            f"{self._where} names {corpus.source(row).name} in two ways, "
+                            f"{other!r} and {name!r}: use one of them"
+                        )
+        self._faults |= {row: told for row, told in ambiguous.items() if row not in self._names}
+        if unknown:
+            some = (
+                f"{unknown[0]!r} in {self._where} fits"
+                if len(unknown) == 1
+                else (f"{len(unknown)} names in {self._where}, for instance {unknown[0]!r}, fit")
+            )
+            self.warnings.append(f"{some} no video of the corpus: those prompts are not used")
+
+    def _read_references(self, corpus: Corpus) -> None:
+        """Read what the manifest's column `prompts` refers to, each reference once."""
+        by_row = {row: text for row, text in enumerate(corpus.table["prompts"].to_pylist()) if text}
+        labels: set[str] = set()
+        with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="prompts") as threads:
+            texts = list(dict.fromkeys(by_row.values()))
+            read = dict(zip(texts, threads.map(self._read_reference, texts), strict=True))
+        for row, text in by_row.items():
+            table = read[text]
+            if isinstance(table, str):
+                self._faults[row] = table
+                continue
+            fitting = [n for n in table.names if not n or row in corpus.rows_named(n)]
+            if len(fitting) == 1:
+                self._tables[row], self._names[row] = table, fitting[0]
+                labels |= set(table.labels())
+            else:
+                self._faults[row] = (
+                    f"{table.uri} has no row for {corpus.source(row).name}: correct its column "
+                    f"video"
+                    if not fitting
+                    else f"{table.uri} names {corpus.source(row).name} in two ways: use one"
+                )
+        self.labels = sorted(labels)
+
+    def _read_reference(self, text: str) -> PromptTable | str:
+        """Return the table a reference means, or the sentence why there is none."""
+        try:
+            if text.lstrip()[:1] in ("{", "["):
+                return _inline(text, self._options)
+            return read_prompts(text, self._options)
+        except ConfigError as error:
+            return str(error)
+
+
+def _inline(text: str, options: StoreOptions) -> PromptTable:
+    """Return the prompts that stand in a manifest row itself: an object or a list of objects."""
+    import json
+
+    where = "the prompts in the manifest"
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{where} are no JSON ({error}): correct them") from error
+    rows = value if isinstance(value, list) else [value]
+    lines = [json.dumps({"video": ""} | row) for row in rows if isinstance(row, dict)]
+    if len(lines) != len(rows) or not lines:
+        raise ConfigError(f"{where} must be an object or a list of objects, got {text[:60]!r}")
+    return PromptTable(where, JsonRows("\n".join(lines).encode(), where), options)
+
+
+def _categorised(prompt: Prompt, category_ids: Mapping[str, int]) -> Prompt:
+    if prompt.label is None:
+        return prompt
+    return replace(prompt, category_id=category_ids.get(prompt.label))
