@@ -20,6 +20,7 @@ from jobs.planner import DEFAULT_FPS, Plan, make_plan, read_inputs
 from jobs.probe import probe_video
 from jobs.report import fact, quarantine_lines
 from jobs.settings import to_toml
+from jobs.startup import weights_sha256
 
 if TYPE_CHECKING:
     from jobs.commit_log import LogState
@@ -224,22 +225,20 @@ def _log_state(config: RunConfig) -> LogState | None:
         return None
     from jobs.commit_log import read_state
     from workers.storage import open_store
-    from workers.weights import fetch_weights
 
     state = read_state(open_store(config.out.uri, config.out.store.options()))
     if state.settings is not None:
         detector = config.prompts.detector
-        digests = [
-            fetch_weights(checkpoint, config.corpus.store.options()).sha256 if checkpoint else ""
-            for checkpoint in (config.tracker.checkpoint, detector and detector.checkpoint)
-        ]
-        state.check_settings(
-            config.mask_settings(tracker_sha256=digests[0], detector_sha256=digests[1])
+        settings = config.mask_settings(
+            tracker_sha256=weights_sha256(config, config.tracker.checkpoint),
+            detector_sha256=weights_sha256(config, detector.checkpoint if detector else None),
         )
+        state.check_settings(settings)
     return state
 
 
 def _source_frames(plan: Plan) -> NDArray[np.int64]:
     """Return the frames of the sources that are left: strides leave frames out, not time."""
-    stride = plan.corpus.table["stride"].to_numpy()
-    return (plan.num_frames * np.maximum(1, stride))[plan.order]
+    stride = plan.corpus.table["stride"].to_numpy().astype(np.int64)
+    frames: NDArray[np.int64] = (plan.num_frames * np.maximum(1, stride))[plan.order]
+    return frames
