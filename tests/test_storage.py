@@ -139,6 +139,8 @@ def test_missing_is_missing(store: Store, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"gone does not exist"):
             read()
     assert not (tmp_path / "gone.bin").exists()
+    with pytest.raises(FileNotFoundError, match=r"unsent does not exist"):
+        store.put_file(tmp_path / "unsent", "x")
 
 
 def test_keys_are_verbatim(store: Store) -> None:
@@ -235,6 +237,7 @@ def test_large_files_go_there_and_back(
     found = store.stat("large.bin")
     assert found is not None
     assert found.size_bytes == len(data)
+    assert [listed.identity() for listed in store.list()] == [found.identity()]
     store.get_file("large.bin", received, on_bytes=counted.append)
     assert received.read_bytes() == data
     assert sum(counted) == len(data)
@@ -257,12 +260,11 @@ def test_a_cancelled_download_leaves_nothing(store: Store, tmp_path: Path) -> No
 def test_identity_changes_with_the_content(store: Store) -> None:
     store.write_bytes("x", b"one")
     before = store.stat("x")
-    again = store.stat("x")
+    (again,) = store.list()
     time.sleep(0.02)
     store.write_bytes("x", b"two")
     after = store.stat("x")
     assert before is not None
-    assert again is not None
     assert after is not None
     assert before.identity() == again.identity() != after.identity()
 
@@ -767,6 +769,16 @@ def test_a_scheme_without_its_package() -> None:
     scheme = next(s for s, package in packages.items() if not importlib.util.find_spec(package))
     with pytest.raises(ConfigError, match=f"needs the package .*pip install {packages[scheme]}"):
         open_store(f"{scheme}://bucket/x")
+
+
+def test_a_web_server_serves_files_and_lists_none(scripted: ScriptedS3, tmp_path: Path) -> None:
+    scripted.objects["/dir/v.mp4"] = b"video"
+    store = open_store(scripted.endpoint_url)
+    store.get_file("dir/v.mp4", tmp_path / "v.mp4")
+    assert (tmp_path / "v.mp4").read_bytes() == b"video"
+    assert store.stat("dir/other.mp4") is None
+    with pytest.raises(StoreError, match="cannot be listed, since it is a web server"):
+        list(store.list("dir/"))
 
 
 def test_an_unknown_scheme() -> None:

@@ -39,6 +39,7 @@ _PACKAGES = {
     "smb": "smbprotocol",
     "webdav": "webdav4",
 }
+_UNLISTED = ("http://", "https://")
 _MEMORY = threading.RLock()
 
 
@@ -100,6 +101,8 @@ class FsspecStore(Store):
         self._call("pipe_file", key, self._path(key), data)
 
     def put_file(self, local_path: str | Path, key: str) -> None:
+        if not Path(local_path).is_file():
+            raise FileNotFoundError(f"{local_path} does not exist")
         self._call("put_file", key, str(local_path), self._path(key))
 
     def create(self, key: str, data: bytes) -> bool:
@@ -119,6 +122,11 @@ class FsspecStore(Store):
         return None if entry.get("type") == "directory" else _object_stat(key, entry)
 
     def list(self, prefix: str = "", *, start_after: str | None = None) -> Iterator[ObjectStat]:
+        if self.uri.startswith(_UNLISTED):
+            raise StoreError(
+                f"{self.uri} cannot be listed, since it is a web server: name each file, for "
+                "instance in a manifest"
+            )
         folder = self._path(prefix).rpartition("/")[0]
         try:
             entries = self._call("find", prefix, folder, detail=True)

@@ -88,8 +88,16 @@ class LocalStore(Store):
             Path(temporary).replace(self._path(key))
 
     def put_file(self, local_path: str | Path, key: str) -> None:
-        with self._faults(key, writing=True), self._complete_file(key, Path(local_path)) as file:
-            Path(file).replace(self._path(key))
+        try:
+            source = Path(local_path).open("rb")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise os_fault(error, str(local_path), writing=False) from error
+        with (
+            source,
+            self._faults(key, writing=True),
+            self._complete_file(key, source) as temporary,
+        ):
+            Path(temporary).replace(self._path(key))
 
     def create(self, key: str, data: bytes) -> bool:
         with self._faults(key, writing=True), self._complete_file(key, data) as temporary:
@@ -109,18 +117,17 @@ class LocalStore(Store):
             return True
 
     @contextlib.contextmanager
-    def _complete_file(self, key: str, content: bytes | Path) -> Iterator[str]:
+    def _complete_file(self, key: str, content: bytes | BinaryIO) -> Iterator[str]:
         """Yield a synced file with a dot-name in the folder of `key`; then sync that folder."""
         folder = os.path.dirname(self._path(key))
         temporary = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
         file = _open_new(folder, temporary)
         try:
             with file:
-                if isinstance(content, Path):
-                    with content.open("rb") as source:
-                        shutil.copyfileobj(source, file, _COPY_BYTES)
-                else:
+                if isinstance(content, bytes):
                     file.write(content)
+                else:
+                    shutil.copyfileobj(content, file, _COPY_BYTES)
                 file.flush()
                 os.fsync(file.fileno())
             yield temporary
