@@ -443,4 +443,4 @@ def test_the_gate_is_entered_once_with_frames_ready(tmp_path: Path, video: Path)
             seen.append(reports.seen[-1][0].value)
 
     track(spec_of(tmp_path), attempt_of(video, BOX), report=reports, gate=Gate())
-    assert seen == ["waiting", "tracking"]
+    assert seen == ["waiting", "finishing"]

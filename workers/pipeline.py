@@ -138,6 +138,7 @@ def track_video(
                     if cancelled.is_set():
                         raise PreemptedError(f"{attempt.source.name}: the attempt was cancelled")
             times.tracked = time.perf_counter()
+            report(Phase.FINISHING, tracking.num_steps, writing.num_masks)
 
         writing.finish(lambda: report(Phase.FINISHING, tracking.num_steps, writing.num_masks))
         times.closed = time.perf_counter()
