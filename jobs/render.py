@@ -111,18 +111,22 @@ def draw_overlay(image: UInt8Array, masks: Sequence[OverlayMask]) -> UInt8Array:
 
 def _draw_label(draw: ImageDraw.ImageDraw, item: OverlayMask, size: tuple[int, int]) -> None:
     """Write id and label in a chip above the object, inside the picture."""
-    rows, columns = np.nonzero(item.mask)
-    if not len(rows):
+    import cv2
+
+    count, _, boxes, _ = cv2.connectedComponentsWithStats((item.mask > 0).astype(np.uint8))
+    if count < 2:
         return
+    # The largest piece carries the label: stray pixels must not pull it away from the object.
+    largest = 1 + int(np.argmax(boxes[1:, cv2.CC_STAT_AREA]))
+    box_x, box_y, box_w = (int(value) for value in boxes[largest, :3])
     width, height = size
     font = load_font(max(12, height // 24))
     text = f"{item.object_id} {item.label}".strip()
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     pad = max(3, height // 90)
     chip_w, chip_h = right - left + 2 * pad, bottom - top + 2 * pad
-    centre = (int(columns.min()) + int(columns.max())) / 2
-    x = float(np.clip(centre - chip_w / 2, 2, max(2, width - chip_w - 2)))
-    y = float(np.clip(rows.min() - chip_h - 4, 2, max(2, height - chip_h - 2)))
+    x = float(np.clip(box_x + (box_w - chip_w) / 2, 2, max(2, width - chip_w - 2)))
+    y = float(np.clip(box_y - chip_h - 4, 2, max(2, height - chip_h - 2)))
     draw.rounded_rectangle(
         (x, y, x + chip_w, y + chip_h), radius=pad + 1, fill=object_colour(item.object_id)
     )
