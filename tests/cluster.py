@@ -8,6 +8,7 @@ only processes that descend from the ones started here are ever killed.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-_START_TIMEOUT_S = 60.0
+_START_TIMEOUT_S = 150.0
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -31,6 +32,12 @@ def free_port(host: str = "127.0.0.1") -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end a node when the tests are killed; `ray start` then ends its own."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 class RayNode:
@@ -168,6 +175,7 @@ class RayCluster:
             "--min-worker-port=0",  # any free port: several raylets share this machine
             "--max-worker-port=0",
             "--disable-usage-stats",
+            "--include-log-monitor=false",
             "--log-style=record",
         ]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
@@ -178,10 +186,15 @@ class RayCluster:
             "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
         del environment["RAY_ADDRESS"]
+        environment["RAY_raylet_start_wait_time_s"] = "120"  # the machine may be busy with others
         log_path = self.folder / f"node-{ip}.log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                preexec_fn=_end_with_parent,
             )
         node = RayNode(ip, process, log_path)
         if head:

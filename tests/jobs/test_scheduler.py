@@ -1,0 +1,578 @@
+"""The scheduler's contract.
+
+* Whatever fails, whenever: no task is lost or doubled; each ends exactly once, committed or
+  quarantined, or the run was stopped or interrupted.
+* Never two live attempts of one task; never more attempts on a worker than it has room for.
+* A suspect, and an attempt short of memory, is alone on its worker for its whole life.
+* At most four charged failures of one task; what a companion or a preemption cost is not charged.
+* Late news of attempts and workers that were given up changes nothing.
+* Each failure kind is treated as the table in ARCHITECTURE.md says.
+* An outage stops the run and quarantines nobody; bad videos do not look like one in the end.
+* A worker that never becomes ready ends the run with one sentence, instead of a loop.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from jobs.scheduler import (
+    Action,
+    Begin,
+    Cancel,
+    Commit,
+    FaultPolicy,
+    Kill,
+    Quarantine,
+    Scheduler,
+    StartWorker,
+    Stop,
+    TaskState,
+)
+from workers.errors import ConfigError, FailureKind, StoreDenied, StoreError
+from workers.messages import Phase
+
+CHARGED_KINDS = [
+    FailureKind.TRANSIENT,
+    FailureKind.INPUT,
+    FailureKind.OUT_OF_MEMORY,
+    FailureKind.TRACKER,
+]
+LOSSES = [FailureKind.WORKER_LOST, FailureKind.OUT_OF_MEMORY, FailureKind.PREEMPTED]
+
+
+def begins(actions: list[Action]) -> list[Begin]:
+    return [a for a in actions if isinstance(a, Begin)]
+
+
+def quarantines(actions: list[Action]) -> list[Quarantine]:
+    return [a for a in actions if isinstance(a, Quarantine)]
+
+
+def stops(actions: list[Action]) -> list[Stop]:
+    return [a for a in actions if isinstance(a, Stop)]
+
+
+def scheduler(
+    num_tasks: int,
+    *,
+    workers: int = 1,
+    slots: int = 1,
+    prefetch: int = 0,
+    policy: FaultPolicy | None = None,
+) -> Scheduler:
+    return Scheduler(
+        num_tasks,
+        np.arange(num_tasks),
+        num_workers=workers,
+        slots_per_worker=slots,
+        prefetch=prefetch,
+        policy=policy,
+    )
+
+
+def only(actions: list[Action]) -> Begin:
+    (begin,) = begins(actions)
+    return begin
+
+
+class AnySchedule(RuleBasedStateMachine):
+    """A pool that fails in every way, and a book that checks what the scheduler does about it."""
+
+    @initialize(
+        num_tasks=st.integers(1, 40),
+        num_workers=st.integers(1, 4),
+        slots=st.integers(1, 2),
+        prefetch=st.integers(0, 2),
+        outage_after=st.sampled_from([3, 20]),
+        seed=st.integers(0, 9),
+    )
+    def begin_run(
+        self,
+        num_tasks: int,
+        num_workers: int,
+        slots: int,
+        prefetch: int,
+        outage_after: int,
+        seed: int,
+    ) -> None:
+        self.now = 0.0
+        self.room = slots + prefetch
+        self.policy = FaultPolicy(outage_after=outage_after)
+        self.scheduler = Scheduler(
+            num_tasks,
+            np.random.default_rng(seed).permutation(num_tasks),
+            num_workers=num_workers,
+            policy=self.policy,
+            slots_per_worker=slots,
+            prefetch=prefetch,
+        )
+        self.num_tasks = num_tasks
+        self.num_wanted = num_workers
+        self.starting: list[str] = []
+        self.num_started = 0
+        self.workers: dict[str, dict[str, Begin]] = {}
+        self.attempts: dict[str, Begin] = {}
+        self.dead_attempts: list[str] = []
+        self.dead_workers: list[str] = []
+        self.committed: set[int] = set()
+        self.quarantined: set[int] = set()
+        self.must_be_alone: set[int] = set()
+        self.charged: Counter[int] = Counter()
+        self.numbers: Counter[int] = Counter()
+        self.stopped = False
+        self.interrupted = False
+        self.do(self.scheduler.start(self.now))
+
+    def do(self, actions: list[Action]) -> None:
+        for action in actions:
+            assert not self.stopped, "nothing follows a Stop"
+            match action:
+                case StartWorker():
+                    self.num_started += 1
+                    self.starting.append(f"w{self.num_started}")
+                case Begin(worker_id, task, attempt_id, number, small_profile):
+                    assert not self.interrupted
+                    assert task not in self.committed | self.quarantined
+                    assert task not in {b.task for b in self.attempts.values()}
+                    assert attempt_id not in self.dead_attempts
+                    assert number == self.numbers[task] + 1
+                    self.numbers[task] = number
+                    running = self.workers[worker_id]
+                    assert len(running) < self.room
+                    if task in self.must_be_alone or small_profile:
+                        assert not running
+                    assert not any(b.task in self.must_be_alone for b in running.values())
+                    running[attempt_id] = self.attempts[attempt_id] = action
+                case Kill(worker_id):
+                    for attempt_id in self.workers.pop(worker_id):
+                        self.end(attempt_id)
+                    self.dead_workers.append(worker_id)
+                case Commit(task, attempt_id):
+                    assert task not in self.committed | self.quarantined
+                    self.committed.add(task)
+                case Quarantine(task, _, message, _, attempts):
+                    assert task not in self.committed | self.quarantined
+                    assert message
+                    assert attempts == self.numbers[task]
+                    self.quarantined.add(task)
+                case Stop():
+                    self.stopped = True
+                case Cancel():
+                    raise AssertionError("only an interrupt cancels")
+
+    def end(self, attempt_id: str) -> Begin:
+        begin = self.attempts.pop(attempt_id)
+        self.workers.get(begin.worker_id, {}).pop(attempt_id, None)
+        self.dead_attempts.append(attempt_id)
+        return begin
+
+    def charge(self, task: int) -> None:
+        self.charged[task] += 1
+        assert self.charged[task] <= self.policy.max_charged
+
+    @precondition(lambda self: self.starting)
+    @rule(data=st.data(), succeeds=st.integers(0, 9))
+    def worker_answers(self, data: st.DataObject, succeeds: int) -> None:
+        worker_id = data.draw(st.sampled_from(self.starting))
+        self.starting.remove(worker_id)
+        if succeeds:
+            self.workers[worker_id] = {}
+            self.do(self.scheduler.worker_ready(worker_id, self.now))
+        else:
+            cause = FailureKind.WORKER_LOST
+            self.do(self.scheduler.worker_lost(worker_id, cause, "setup failed", self.now))
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data(), cause=st.sampled_from(LOSSES))
+    def worker_dies(self, data: st.DataObject, cause: FailureKind) -> None:
+        worker_id = data.draw(st.sampled_from(sorted(self.workers)))
+        lost = [self.end(a) for a in list(self.workers.pop(worker_id))]
+        self.dead_workers.append(worker_id)
+        if cause is not FailureKind.PREEMPTED and not (self.interrupted or self.stopped):
+            self.must_be_alone.update(b.task for b in lost)
+            if len(lost) == 1:
+                self.charge(lost[0].task)
+        self.do(self.scheduler.worker_lost(worker_id, cause, "worker died", self.now))
+
+    @precondition(lambda self: self.attempts)
+    @rule(data=st.data())
+    def attempt_finishes(self, data: st.DataObject) -> None:
+        attempt_id = data.draw(st.sampled_from(sorted(self.attempts)))
+        begin = self.end(attempt_id)
+        actions = self.scheduler.attempt_finished(attempt_id, self.now)
+        if not self.stopped:
+            assert Commit(begin.task, attempt_id, begin.number) in actions
+        self.do(actions)
+
+    @precondition(lambda self: self.attempts)
+    @rule(
+        data=st.data(),
+        kind=st.sampled_from([*CHARGED_KINDS, FailureKind.PREEMPTED]),
+        message=st.sampled_from(["it is broken", "nothing works here at all"]),
+    )
+    def attempt_fails(self, data: st.DataObject, kind: FailureKind, message: str) -> None:
+        attempt_id = data.draw(st.sampled_from(sorted(self.attempts)))
+        begin = self.end(attempt_id)
+        if kind is not FailureKind.PREEMPTED and not (self.interrupted or self.stopped):
+            self.charge(begin.task)
+            if kind is FailureKind.OUT_OF_MEMORY:
+                self.must_be_alone.add(begin.task)
+        self.do(self.scheduler.attempt_failed(attempt_id, kind, message, "", self.now))
+
+    @precondition(lambda self: self.attempts)
+    @rule(data=st.data(), phase=st.sampled_from(list(Phase)), num_steps=st.integers(0, 50))
+    def heartbeat(self, data: st.DataObject, phase: Phase, num_steps: int) -> None:
+        attempt_id = data.draw(st.sampled_from(sorted(self.attempts)))
+        self.do(self.scheduler.progress(attempt_id, phase, num_steps, self.now))
+
+    @rule(seconds=st.sampled_from([0.5, 5.0, 70.0, 400.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        actions = self.scheduler.tick(self.now)
+        self.do(actions)
+        deadline = self.scheduler.next_deadline()
+        assert deadline is None or deadline > self.now, "tick leaves nothing that is due"
+
+    @rule(data=st.data())
+    def news_of_the_dead(self, data: st.DataObject) -> None:
+        if self.dead_attempts:
+            attempt_id = data.draw(st.sampled_from(self.dead_attempts))
+            assert self.scheduler.attempt_finished(attempt_id, self.now) == []
+            failed = self.scheduler.attempt_failed(
+                attempt_id, FailureKind.INPUT, "late", "", self.now
+            )
+            assert failed == []
+
+    @precondition(lambda self: not self.interrupted)
+    @rule(sure=st.integers(0, 15))
+    def interrupt(self, sure: int) -> None:
+        if sure or self.stopped:
+            return
+        cancelled = self.scheduler.interrupt(self.now)
+        assert {a.attempt_id for a in cancelled if isinstance(a, Cancel)} == set(self.attempts)
+        self.interrupted = True
+
+    @invariant()
+    def adds_up(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        counts = self.scheduler.counts
+        assert counts.committed == len(self.committed)
+        assert counts.quarantined == len(self.quarantined)
+        if not self.stopped:
+            assert counts.running == len(self.attempts)
+        total = counts.pending + counts.running + counts.retrying + counts.withheld
+        assert total + counts.committed + counts.quarantined == self.num_tasks
+        assert self.scheduler.num_workers == len(self.workers) or self.stopped
+        assert len(self.workers) + len(self.starting) <= self.num_wanted or self.stopped
+
+    def teardown(self) -> None:
+        """From wherever it is: once nothing fails any more, every task ends."""
+        if not hasattr(self, "scheduler"):
+            return
+        for _ in range(20 * self.num_tasks + 100):
+            if self.scheduler.is_done:
+                break
+            self.now += 61
+            for worker_id in list(self.starting):
+                self.starting.remove(worker_id)
+                self.workers[worker_id] = {}
+                self.do(self.scheduler.worker_ready(worker_id, self.now))
+            for attempt_id in list(self.attempts)[:1]:
+                self.end(attempt_id)
+                self.do(self.scheduler.attempt_finished(attempt_id, self.now))
+            for attempt_id, begin in list(self.attempts.items()):
+                self.scheduler.progress(attempt_id, Phase.TRACKING, int(self.now), self.now)
+                assert begin.task not in self.committed
+            self.do(self.scheduler.tick(self.now))
+        assert self.scheduler.is_done, "the run hangs"
+        if not (self.stopped or self.interrupted):
+            assert self.committed | self.quarantined == set(range(self.num_tasks))
+
+
+AnySchedule.TestCase.settings = settings(
+    max_examples=150,
+    stateful_step_count=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+TestAnySchedule = AnySchedule.TestCase
+
+
+def test_longest_first_and_retries_at_the_front() -> None:
+    # Given an order that is not the index order
+    order = np.array([2, 0, 1])
+    run = Scheduler(3, order, num_workers=1, prefetch=0)
+    assert run.start(0) == [StartWorker()]
+    first = only(run.worker_ready("w", 0))
+    assert first.task == 2
+    # When the first one fails transiently and its pause is over before the next ends
+    second = only(run.attempt_failed(first.attempt_id, FailureKind.TRANSIENT, "503", "", 0))
+    assert second.task == 0
+    assert run.tick(10) == []
+    # Then it comes before what was never begun
+    assert only(run.attempt_finished(second.attempt_id, 10)).task == 2
+
+
+def test_transient_prefers_its_worker_and_waits_longer_each_time() -> None:
+    run = scheduler(2, workers=2)
+    run.start(0)
+    begin = only(run.worker_ready("a", 0))
+    other = only(run.worker_ready("b", 0))
+    pauses = []
+    for _ in range(3):
+        start = run.next_deadline()
+        run.attempt_failed(begin.attempt_id, FailureKind.TRANSIENT, "503", "", 0)
+        due = min(d for d in [run.next_deadline()] if d is not None)
+        assert start is None or due < start
+        pauses.append(due)
+        assert run.tick(due - 0.01) == []
+        begin = only(run.tick(due))
+        assert begin.worker_id == "a"
+        run.progress(other.attempt_id, Phase.TRACKING, len(pauses), 0)
+    assert pauses[0] < pauses[1] < pauses[2]
+    # The fourth charged failure is the last.
+    actions = run.attempt_failed(begin.attempt_id, FailureKind.TRANSIENT, "503", "", 100)
+    assert begins(actions) == []
+    assert run.state(begin.task) is TaskState.WITHHELD
+    assert [q.attempts for q in quarantines(run.attempt_finished(other.attempt_id, 100))] == [4]
+
+
+def test_input_is_quarantined_at_once() -> None:
+    run = scheduler(1)
+    run.start(0)
+    begin = only(run.worker_ready("w", 0))
+    actions = run.attempt_failed(begin.attempt_id, FailureKind.INPUT, "no frame", "tb", 1)
+    assert actions == [Quarantine(0, FailureKind.INPUT, "no frame", "tb", 1)]
+    assert run.is_done
+
+
+def test_memory_once_more_alone_with_the_small_profile() -> None:
+    run = scheduler(9, slots=2)
+    run.start(0)
+    first, second = begins(run.worker_ready("w", 0))
+    assert not first.small_profile
+    # The worker runs dry, because the small profile needs it for itself.
+    assert run.attempt_failed(first.attempt_id, FailureKind.OUT_OF_MEMORY, "oom", "", 1) == []
+    retry = only(run.attempt_finished(second.attempt_id, 2))
+    assert (retry.task, retry.small_profile) == (first.task, True)
+    actions = run.attempt_failed(retry.attempt_id, FailureKind.OUT_OF_MEMORY, "oom", "", 3)
+    assert len(begins(actions)) == 2
+    assert run.counts.withheld == 1
+
+
+def test_tracker_once_more_on_a_fresh_worker() -> None:
+    run = scheduler(1)
+    run.start(0)
+    begin = only(run.worker_ready("w1", 0))
+    actions = run.attempt_failed(begin.attempt_id, FailureKind.TRACKER, "NaN", "tb", 1)
+    assert [type(a) for a in actions] == [Kill, StartWorker]
+    retry = only(run.worker_ready("w2", 2))
+    actions = run.attempt_failed(retry.attempt_id, FailureKind.TRACKER, "NaN", "tb", 3)
+    assert quarantines(actions) == [Quarantine(0, FailureKind.TRACKER, "NaN", "tb", 2)]
+
+
+def test_dead_worker_makes_suspects_and_only_a_death_alone_is_charged() -> None:
+    run = scheduler(4, prefetch=1)
+    run.start(0)
+    bad, innocent = begins(run.worker_ready("w0", 0))
+    charged_deaths = 0
+    actions = run.worker_lost("w0", FailureKind.WORKER_LOST, "SIGKILL", 1)
+    assert actions == [StartWorker()]  # two deaths, none alone
+    for n in range(1, 10):
+        actions = run.worker_ready(f"w{n}", n)
+        begin = only(actions)  # alone, although there is more to do
+        if begin.task == innocent.task:
+            begin = only(run.attempt_finished(begin.attempt_id, n))
+        if begin.task != bad.task:
+            break
+        charged_deaths += 1
+        run.worker_lost(f"w{n}", FailureKind.WORKER_LOST, "SIGKILL", n)
+    assert charged_deaths == 3  # the first and two retries
+    assert run.state(bad.task) is TaskState.WITHHELD
+    assert run.state(innocent.task) is None
+
+
+def test_preemption_is_never_charged() -> None:
+    run = scheduler(1)
+    run.start(0)
+    for n in range(50):
+        begin = only(run.worker_ready(f"w{n}", n))
+        assert begin.number == n + 1
+        run.worker_lost(f"w{n}", FailureKind.PREEMPTED, "drained", n)
+    begin = only(run.worker_ready("last", 99))
+    assert run.attempt_finished(begin.attempt_id, 99) == [Commit(0, begin.attempt_id, 51)]
+
+
+def test_stuck_attempt_costs_its_worker_and_not_its_companion() -> None:
+    run = scheduler(3, slots=2, policy=FaultPolicy(stuck_after_s=100))
+    run.start(0)
+    stuck, companion = begins(run.worker_ready("w1", 0))
+    # Progress moves the deadline: more steps or another phase, and nothing else.
+    run.progress(stuck.attempt_id, Phase.TRACKING, 5, 50)
+    run.progress(companion.attempt_id, Phase.TRACKING, 5, 50)
+    run.progress(stuck.attempt_id, Phase.TRACKING, 5, 120)
+    run.progress(companion.attempt_id, Phase.TRACKING, 6, 120)
+    assert run.next_deadline() == 150
+    assert run.tick(149) == []
+    actions = run.tick(150)
+    assert [type(a) for a in actions] == [Kill, StartWorker]
+    assert run.worker_lost("w1", FailureKind.WORKER_LOST, "killed", 151) == []
+    retried = begins(run.worker_ready("w2", 160))
+    assert [b.task for b in retried] == [stuck.task, companion.task]
+    for n in range(3):
+        run.progress(retried[1].attempt_id, Phase.TRACKING, 10, 160 + 100 * (n + 1))
+        run.tick(160 + 100 * (n + 1))
+        retried = begins(run.worker_ready(f"w{n + 3}", 160 + 100 * (n + 1)))
+    # Four times stuck is enough; the companion is still unharmed.
+    assert run.state(stuck.task) is TaskState.WITHHELD
+    assert companion.task in [b.task for b in retried]
+
+
+def test_waiting_attempt_has_no_deadline_unless_everybody_waits() -> None:
+    run = scheduler(9, prefetch=1, policy=FaultPolicy(stuck_after_s=100))
+    run.start(0)
+    tracking, waiting = begins(run.worker_ready("w", 0))
+    run.progress(waiting.attempt_id, Phase.WAITING, 1, 10)
+    run.progress(tracking.attempt_id, Phase.TRACKING, 1, 20)
+    assert run.next_deadline() == 120
+    run.progress(tracking.attempt_id, Phase.WAITING, 1, 30)
+    assert run.next_deadline() == 130
+
+
+def test_no_prefetch_near_the_end() -> None:
+    run = scheduler(4, workers=2, prefetch=1)
+    run.start(0)
+    assert len(begins(run.worker_ready("a", 0))) == 2  # 3 left, 2 workers to come
+    assert len(begins(run.worker_ready("b", 0))) == 1  # 2 left: each worker may want one
+    assert run.counts.pending == 1
+
+
+def test_refused_credentials_stop_the_run() -> None:
+    run = scheduler(3)
+    run.start(0)
+    begin = only(run.worker_ready("w", 0))
+    (action,) = run.attempt_failed(begin.attempt_id, FailureKind.OUTAGE, "403 for s3://b", "", 1)
+    assert isinstance(action, Stop)
+    assert action.error.exit_code == 3
+    assert run.is_done
+    assert run.tick(1000) == []
+
+
+def fail_all(run: Scheduler, live: list[Begin], message: str = "cannot read 'x{}'") -> list[Action]:
+    seen: list[Action] = []
+    while live:
+        begin = live.pop(0)
+        text = message.format(begin.task)
+        actions = run.attempt_failed(begin.attempt_id, FailureKind.INPUT, text, "", 1)
+        live += begins(actions)
+        seen += actions
+    return seen
+
+
+def test_alike_failures_on_two_workers_are_an_outage() -> None:
+    run = scheduler(100, workers=2)
+    run.start(0)
+    seen = fail_all(run, begins(run.worker_ready("a", 0)) + begins(run.worker_ready("b", 0)))
+    (stop,) = stops(seen)
+    assert isinstance(stop.error, StoreError)
+    assert "cannot read" in str(stop.error)
+    assert quarantines(seen) == []
+    assert run.counts.withheld == 20
+
+
+@pytest.mark.parametrize(("num_tasks", "workers"), [(5, 1), (25, 1), (19, 2)])
+def test_bad_videos_are_quarantined_in_the_end(num_tasks: int, workers: int) -> None:
+    run = scheduler(num_tasks, workers=workers)
+    run.start(0)
+    live = [b for n in range(workers) for b in begins(run.worker_ready(f"w{n}", 0))]
+    seen = fail_all(run, live)
+    assert sorted(q.task for q in quarantines(seen)) == list(range(num_tasks))
+    assert stops(seen) == []
+    assert run.is_done
+
+
+def test_success_or_an_unlike_failure_ends_the_streak() -> None:
+    run = scheduler(100, workers=2)
+    run.start(0)
+    live = begins(run.worker_ready("a", 0)) + begins(run.worker_ready("b", 0))
+    num_quarantined = 0
+    for n in range(90):
+        begin = live.pop(0)
+        if n == 45:
+            actions = run.attempt_finished(begin.attempt_id, n)
+        else:
+            text = ["it has no frame", "the codec is unknown to us"][n // 15 % 2]
+            actions = run.attempt_failed(begin.attempt_id, FailureKind.INPUT, text, "", n)
+        assert stops(actions) == []
+        num_quarantined += len(quarantines(actions))
+        live += begins(actions)
+    assert num_quarantined + run.counts.withheld == 89
+
+
+@pytest.mark.parametrize("error", [ConfigError("no such tracker"), StoreDenied("403")])
+def test_setup_that_every_worker_would_fail_stops_at_once(error: Exception) -> None:
+    assert isinstance(error, (ConfigError, StoreDenied))
+    run = scheduler(3, workers=2)
+    run.start(0)
+    actions = run.worker_lost("a", FailureKind.WORKER_LOST, str(error), 0, error)
+    assert actions == [Stop(error)]
+
+
+def test_workers_that_never_start_end_the_run() -> None:
+    run = scheduler(3, workers=2)
+    num_started = len(run.start(0))
+    now = 0.0
+    for n in range(100):
+        actions = run.worker_lost(f"w{n}", FailureKind.WORKER_LOST, "segmentation fault", now)
+        if stops(actions):
+            break
+        deadline = run.next_deadline()
+        if deadline is not None:
+            now = max(now, deadline)
+            num_started += len(run.tick(now))
+        assert num_started - n < 4
+    (stop,) = stops(actions)
+    assert stop.error.exit_code == 3
+    assert "segmentation fault" in str(stop.error)
+    assert n < 10
+
+
+def test_lost_worker_is_replaced_only_while_work_remains() -> None:
+    run = scheduler(1, workers=3)
+    assert run.start(0) == [StartWorker()]
+    begin = only(run.worker_ready("a", 0))
+    run.attempt_finished(begin.attempt_id, 1)
+    assert run.worker_lost("a", FailureKind.WORKER_LOST, "gone", 2) == []
+
+
+def test_more_workers_may_come_at_any_time() -> None:
+    run = scheduler(9)
+    run.start(0)
+    run.worker_ready("a", 0)
+    assert run.resize(3, 1) == [StartWorker(), StartWorker()]
+    assert only(run.worker_ready("b", 2)).worker_id == "b"
+
+
+def test_interrupt_begins_nothing_and_commits_what_still_ends() -> None:
+    run = scheduler(5, workers=2)
+    run.start(0)
+    first = only(run.worker_ready("a", 0))
+    second = only(run.worker_ready("b", 0))
+    assert len(run.interrupt(1)) == 2
+    assert run.attempt_finished(first.attempt_id, 1) == [Commit(0, first.attempt_id, 1)]
+    assert run.attempt_failed(second.attempt_id, FailureKind.INPUT, "cancelled", "", 1) == []
+    assert run.is_done
+    assert run.counts.quarantined == 0
+
+
+def test_nothing_to_do_is_done() -> None:
+    run = scheduler(0)
+    assert run.start(0) == []
+    assert run.is_done
