@@ -547,8 +547,9 @@ def _stat_all(uris: Sequence[str], options: StoreOptions) -> dict[str, Facts]:
             listed, left = _stat_by_listing(folder, inside, options)
             found |= listed
         alone += left
+    stores = {root: open_store(root, options) for root in {split_uri(uri)[0] for uri in alone}}
     with ThreadPoolExecutor(_STAT_THREADS, thread_name_prefix="stat") as pool:
-        for uri, facts in zip(alone, pool.map(lambda u: _stat_one(u, options), alone), strict=True):
+        for uri, facts in zip(alone, pool.map(lambda u: _stat_one(u, stores), alone), strict=True):
             if facts is not None:
                 found[uri] = facts
     return found
@@ -580,9 +581,9 @@ def _stat_by_listing(
     return found, []
 
 
-def _stat_one(uri: str, options: StoreOptions) -> Facts | None:
+def _stat_one(uri: str, stores: Mapping[str, Store]) -> Facts | None:
     root, key = split_uri(uri)
-    store = open_store(root, options)
+    store = stores[root]
     stat = store.stat(key)
     if stat is not None:
         return SourceKind.FILE.value, stat.size_bytes, stat.identity()

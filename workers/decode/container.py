@@ -16,6 +16,7 @@ counts the frames that came out.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
@@ -50,6 +51,9 @@ _SEEKABLE_CODECS = ("h264", "hevc", "vp9", "av1", "mjpeg", "prores", "ffv1")
 
 _WITHOUT_PTS = ("avi", "h264", "hevc", "m4v", "mpegvideo", "mjpeg", "obu")
 """Formats that store no presentation time, only an order."""
+
+_VFR_INDEX, _VFR_PACKETS, _VFR_REORDERED = 512, 24, 6
+"""How much of a video's beginning is looked at to guess whether its rate varies."""
 
 _MAX_READ_ERRORS = 32
 """Read errors in a row after which the rest of a file counts as lost."""
@@ -226,9 +230,16 @@ class ContainerReader:
 class _Decoder:
     """The packets and frames of one open file, errors skipped and counted."""
 
-    def __init__(self, path: Path, name: str, num_threads: int) -> None:
+    def __init__(
+        self,
+        file: str | Path | BinaryIO,
+        name: str,
+        num_threads: int,
+        max_packets: int | None = None,
+    ) -> None:
         self.name = name
-        self.container = open_container(str(path), name, path)
+        self.max_packets = max_packets
+        self.container = open_container(file, name)
         try:
             self.stream = video_stream(self.container, name)
         except InputError:
@@ -369,6 +380,8 @@ class _Decoder:
                         "remove it from the corpus"
                     )
                 self.num_packets += 1
+                if self.max_packets is not None and self.num_packets > self.max_packets:
+                    return
                 if packet.is_corrupt and _short(self.container) != "mpegts":
                     # the demuxer got less of it than the index states; half a picture is none
                     self.cut_packet = True
@@ -494,34 +507,86 @@ def _packet_order(
     return _PacketOrder(pts, int(pts.searchsorted(wanted)), key_pts)
 
 
-def open_container(file: str | BinaryIO, name: str, path: Path | None = None) -> Any:
-    """Open a file or seekable stream as a video container.
+def read_header(
+    file: str | Path | BinaryIO, name: str, *, max_packets: int = 256
+) -> tuple[VideoHeader, bool]:
+    """Read what a container states, and decode its first frame, reading as little as that takes.
 
     Parameters
     ----------
-    file : str or BinaryIO
+    file : str, Path or BinaryIO
         Path, or a seekable stream of bytes.
     name : str
         How messages call it.
-    path : Path or None
-        Where its first bytes can be looked at when it cannot be opened.
+    max_packets : int
+        Give a video up that shows no frame within so many packets.
+
+    Returns
+    -------
+    header : VideoHeader
+        As a reader would state it.
+    vfr : bool
+        Whether the frame rate seems to vary, judged by the beginning of the index.
+
+    Raises
+    ------
+    InputError
+        As `open_video`.
+    """
+    decoder = _Decoder(file, name, 1, max_packets)
+    try:
+        header = describe(decoder.container, decoder.stream, decoder.first_frame())
+        return header, _seems_vfr(decoder)
+    finally:
+        decoder.close()
+
+
+def _seems_vfr(decoder: _Decoder) -> bool:
+    stream = decoder.stream
+    if _short(decoder.container) == "mov":
+        times = [entry.timestamp for entry in stream.index_entries[:_VFR_INDEX]]
+    else:
+        average, base = stream.average_rate, stream.base_rate
+        # the base rate fits every timestamp that FFmpeg looked at: far above the average one if
+        # they are not evenly spaced
+        if average and base and abs(float(base / average) - 1) > 0.02:
+            return True
+        packets = itertools.islice(decoder.container.demux(stream), _VFR_PACKETS)
+        try:
+            times = [packet.pts for packet in packets if packet.pts is not None]
+        except FFmpegError:
+            return False
+        # in decoding order the last few may still lack a neighbour that is shown before them
+        times = sorted(times)[: max(0, len(times) - _VFR_REORDERED)]
+    steps = np.diff(np.asarray(times, np.int64))
+    return bool(len(steps)) and int(np.ptp(steps)) > max(2, int(0.02 * steps.max()))
+
+
+def open_container(file: str | Path | BinaryIO, name: str) -> Any:
+    """Open a file or a seekable stream as a video container.
+
+    Parameters
+    ----------
+    file : str, Path or BinaryIO
+        Path, or a seekable stream of bytes.
+    name : str
+        How messages call it.
 
     Raises
     ------
     InputError
         It is not a video container, or a cut one; the sentence says what it is instead.
     """
+    path = Path(file) if isinstance(file, (str, Path)) else None
     if path is not None and path.stat().st_size == 0:
         raise InputError(empty_sentence(name))
+    target = str(path) if path is not None else file
     try:
-        return av.open(file, mode="r", metadata_errors="ignore", options=_open_options())
+        return av.open(target, mode="r", metadata_errors="ignore", options=_open_options())
     except (FFmpegError, ValueError) as error:
-        if path is not None:
-            with path.open("rb") as stream:
-                raise InputError(why_unreadable(stream, path.stat().st_size, name)) from error
-        assert not isinstance(file, str)
-        size = file.seek(0, 2)
-        raise InputError(why_unreadable(file, size, name)) from error
+        with path.open("rb") if path is not None else contextlib.nullcontext(file) as stream:
+            size_bytes = stream.seek(0, 2)  # type: ignore[union-attr]
+            raise InputError(why_unreadable(stream, size_bytes, name)) from error  # type: ignore[arg-type]
 
 
 def empty_sentence(name: str) -> str:
