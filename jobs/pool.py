@@ -71,6 +71,7 @@ _DEATHS = (
 )
 
 
+_COLOURS = re.compile(r"\x1b\[\d+m")
 _NODE_DIED = re.compile(r"\bnode\b.{0,40}\b(died|dead)\b")
 
 
@@ -171,8 +172,6 @@ class RayPool:
                 scheduling_strategy="SPREAD",
             )(worker_cls)
             self._take_census(time.monotonic())
-            if self._is_local and not self._num_places:
-                raise ConfigError(f"{self._demand()}, and this machine has {self._supply()}")
         except BaseException:
             self.close()
             raise
@@ -335,6 +334,11 @@ class RayPool:
             return
         if self._no_place_since is None:
             self._no_place_since = now
+            if self._is_local:
+                raise ConfigError(
+                    f"{self._demand()}, and this Ray has {self._supply()}: ask for less with "
+                    "--cpus-per-worker and --gpus-per-worker"
+                )
             _log.warning("%s, and the cluster has %s: waiting", self._demand(), self._supply())
         if now - self._no_place_since >= self._place_within_s:
             raise StoreError(
@@ -355,7 +359,7 @@ class RayPool:
     def _supply(self) -> str:
         nodes = [node["Resources"] for node in self._nodes()]
         totals = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
-        return f"{totals['CPU']:g} CPUs and {totals['GPU']:g} GPUs on {len(nodes)} nodes"
+        return f"{totals['CPU']:g} CPUs and {totals['GPU']:g} GPUs on {len(nodes)} node{'' if len(nodes) == 1 else 's'}"
 
     def _watch_head(self, now: float) -> None:
         if now - self._head_asked_at < 2 * _HEARTBEAT_S:
@@ -459,12 +463,12 @@ class RayPool:
         cause = getattr(error, "cause", None)
         cause = cause if isinstance(cause, BaseException) else error
         if call is _Call.PROCESS:
-            yield failed_attempt(attempt_id, cause, str(error))
+            yield failed_attempt(attempt_id, cause, _COLOURS.sub("", str(error)))
         elif call is _Call.PROGRESS:
             actor.asking = False
             _log.warning("%s did not tell its progress: %s", actor.worker_id, _first_line(cause))
         else:
-            _log.warning("%s did not start: %s", actor.worker_id, error)
+            _log.info("%s did not start: %s", actor.worker_id, _COLOURS.sub("", str(error)))
             self.kill(actor.worker_id)
             yield down_after_setup(actor.worker_id, cause)
 
@@ -476,7 +480,7 @@ class RayPool:
 
     def _loss(self, actor: _Actor, error: BaseException) -> WorkerDown:
         """Translate a death: what Ray says becomes a kind and a sentence."""
-        _log.warning("%s is lost: %s", actor.worker_id, error)
+        _log.info("%s is lost: %s", actor.worker_id, error)
         where = f"a worker on {actor.host}" if actor.host else "a worker"
         text = str(error)
         if isinstance(error, rex.RayActorError) and error.preempted:
