@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def predictor_results(path: Path, image: NDArray[np.uint8], **options: Any) -> Any:
-    """Return what the library itself finds, masks at full resolution, boxes without area left out."""
+    """Return what the library itself finds, with full-size masks, without boxes of no area."""
     from ultralytics import YOLO
 
     bgr = np.ascontiguousarray(image[..., ::-1])
