@@ -31,7 +31,7 @@ UInt8Array = NDArray[np.uint8]
 MARKER = "scene.json"
 """Tells our folder from anybody else's, and a complete clip from a broken-off one."""
 SCENE_VERSION = 1
-MOMENTS = (0.0, 0.2, 0.37, 0.49, 0.75, 1.0)
+MOMENTS = (0.0, 0.18, 0.27, 0.5, 0.79, 1.0)
 """What the picture shows, as parts of the clip: before, during and after the occlusion."""
 
 

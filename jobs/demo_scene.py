@@ -2,7 +2,7 @@
 
 Rendered on the spot from pictures that lie in the scikit-image wheel, so nothing is downloaded,
 and every true mask is known. The things drift, turn and change size; the coffee cup passes behind
-the astronaut, is hidden altogether for a while, and comes out again.
+the cat, is hidden altogether for a while, and comes out again on the other side.
 """
 
 from __future__ import annotations
@@ -133,25 +133,25 @@ def render_scene(num_frames: int = NUM_FRAMES) -> Iterator[SceneFrame]:
             3,
             data.coffee(),
             COFFEE_OUTLINE,
-            Pose(96, 112, 128, -14),
-            Pose(346, 250, 92, 10),
-            Pose(560, 236, 128, 38),
+            Pose(578, 290, 116, -14),
+            Pose(428, 186, 92, 8),
+            Pose(292, 74, 112, 34),
         ),
         _cut_out(
             2,
             data.astronaut(),
             ASTRONAUT_OUTLINE,
-            Pose(372, 232, 214, -5),
-            Pose(356, 214, 226, 3),
-            Pose(300, 222, 222, -4),
+            Pose(128, 236, 214, -5),
+            Pose(146, 216, 226, 3),
+            Pose(118, 226, 222, -4),
         ),
         _cut_out(
             1,
             data.chelsea(),
             _ellipse(CAT_CENTRE, CAT_RADII),
-            Pose(540, 96, 132, 16),
-            Pose(528, 104, 120, -8),
-            Pose(470, 86, 104, -30),
+            Pose(430, 172, 172, 12),
+            Pose(428, 186, 190, -2),
+            Pose(456, 216, 200, -18),
         ),
     )
     for index in range(num_frames):

@@ -118,9 +118,20 @@ def make_preview(config: RunConfig, *, max_probes: int = MAX_PROBES) -> Preview:
     told = [p for p in probed.values() if p.duration_us and p.num_frames]
     hours = None
     if told:
-        seconds_per_frame = sum(p.duration_us for p in told) / sum(p.num_frames for p in told) / 1e6
-        hours = float(sum(_source_frames(plan))) * seconds_per_frame / 3600
+        num_told = sum(p.num_frames or 0 for p in told)
+        seconds_per_frame = sum(p.duration_us or 0 for p in told) / num_told / 1e6
+        # Strides leave frames out, not time.
+        stride = np.maximum(1, plan.corpus.table["stride"].to_numpy())
+        rows_left = readable_rows(Preview(plan, probed, None))
+        num_frames = float((plan.num_frames * stride)[rows_left].sum())
+        hours = num_frames * seconds_per_frame / 3600
     return Preview(plan, probed, hours)
+
+
+def readable_rows(preview: Preview) -> NDArray[np.int64]:
+    """Return the corpus rows that are left, but for those whose header says that they fail."""
+    unreadable = [row for row, probe in preview.probed.items() if not probe.readable]
+    return np.setdiff1d(preview.plan.order, np.array(unreadable, np.int64))
 
 
 def preview_lines(
@@ -160,10 +171,12 @@ def preview_lines(
                 f"{plan.num_committed:,} committed, {plan.num_quarantined:,} in quarantine",
             )
         )
-    lines.append(fact("frames", f"about {plan.num_frames_left:,} to track"))
+    readable = readable_rows(preview)
+    num_frames = int(plan.num_frames[readable].sum())
+    lines.append(fact("frames", f"about {num_frames:,} to track"))
     if preview.hours is not None:
         lines.append(fact("length", f"about {preview.hours:,.2f} hours of video"))
-    worker_hours = plan.worker_hours(fps)
+    worker_hours = num_frames / fps / 3600
     lines.append(
         fact("work", f"about {worker_hours:,.2f} worker-hours at {fps:g} frames/s (--fps)")
     )
@@ -235,10 +248,3 @@ def _log_state(config: RunConfig) -> LogState | None:
         )
         state.check_settings(settings)
     return state
-
-
-def _source_frames(plan: Plan) -> NDArray[np.int64]:
-    """Return the frames of the sources that are left: strides leave frames out, not time."""
-    stride = plan.corpus.table["stride"].to_numpy().astype(np.int64)
-    frames: NDArray[np.int64] = (plan.num_frames * np.maximum(1, stride))[plan.order]
-    return frames

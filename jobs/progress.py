@@ -157,6 +157,9 @@ class Pace:
     def add(self, num_frames: int) -> None:
         """Take a sample of the running total."""
         now = self._clock()
+        if num_frames == 0:
+            # Workers are still loading: the time until the first frame is no speed.
+            self._samples.clear()
         self._samples.append((now, num_frames))
         while len(self._samples) > 2 and self._samples[1][0] <= now - SPEED_WINDOW_S:
             self._samples.popleft()
@@ -236,7 +239,8 @@ class PlainReporter:
         """Print what there is to do."""
         self._totals = totals
         done = f", {totals.num_skipped:,} of them done before" if totals.num_skipped else ""
-        self._print(f"run {totals.run_id}: {totals.num_videos:,} videos{done} -> {totals.out_uri}")
+        videos = "1 video" if totals.num_videos == 1 else f"{totals.num_videos:,} videos"
+        self._print(f"run {totals.run_id}: {videos}{done} -> {totals.out_uri}")
 
     def on_worker(
         self, worker_id: str, state: WorkerState, video: str = "", num_steps: int = 0

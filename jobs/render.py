@@ -19,11 +19,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 UInt8Array = NDArray[np.uint8]
 
-FIRST_COLOURS = ((255, 92, 72), (56, 189, 248), (250, 204, 21), (74, 222, 128), (217, 119, 255))
+FIRST_COLOURS = ((56, 189, 248), (255, 112, 82), (250, 204, 21), (74, 222, 128), (217, 119, 255))
 """Colours of the first ids: far apart for all common kinds of colour vision."""
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 """Steps of this part of the colour circle never repeat and never fall close together."""
-FILL_OPACITY = 0.3
+FILL_OPACITY = 0.24
 CONTOUR_PX = 2
 SHEET_BACKGROUND = (17, 19, 26)
 SHEET_TEXT = (233, 236, 245)
