@@ -359,7 +359,8 @@ class RayPool:
     def _supply(self) -> str:
         nodes = [node["Resources"] for node in self._nodes()]
         totals = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
-        return f"{totals['CPU']:g} CPUs and {totals['GPU']:g} GPUs on {len(nodes)} node{'' if len(nodes) == 1 else 's'}"
+        places = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
+        return f"{totals['CPU']:g} CPUs and {totals['GPU']:g} GPUs on {places}"
 
     def _watch_head(self, now: float) -> None:
         if now - self._head_asked_at < 2 * _HEARTBEAT_S:
