@@ -43,6 +43,7 @@ VERBS = (
     "models",
     "demo",
 )
+DETECTOR = ["--detector", "yolo11n", "--detector-checkpoint", "b.pt"]
 HEAVY = ("torch", "av", "cv2", "ray", "ultralytics", "pyarrow", "numpy", "scipy", "skimage")
 
 
@@ -117,6 +118,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "clips"], "out is missing: give --out URI"),
         (["run", "--out", "o"], "no corpus: name a file"),
         (["run", "clips", "--out", "o", "--max-objects", "3"], "detector.name is missing: give"),
+        (["run", "clips", "--out", "o", "--tracker", "flwo"], "there is no tracker 'flwo'"),
+        (["run", "clips", "--out", "o", "--tracker", "yolo11n-seg"], "give --checkpoint with"),
+        (["run", "clips", "--out", "o", "--detector", "yolo1n"], "there is no detector 'yolo1n'"),
+        (["run", "clips", "--out", "o", "--detector", "yolo11n"], "give --detector-checkpoint"),
+        (["run", "clips", "--out", "o", "--option", "warp=9"], "tracker flow has no option 'warp'"),
         (
             ["run", "clips", "--out", "o", "--prompts", "p.csv", "--detector", "yolo11n"],
             "prompts come from one place",
@@ -145,8 +151,8 @@ def test_every_flag_reaches_its_key(
     monkeypatch.chdir(tmp_path)
     line = (
         "run a.mp4 s3://b/c//d.mp4 --manifest m.csv --limit 5 --sample 4 --seed 3 --stride 2 "
-        "--out s3://o/p --single-driver --tracker samurai:tiny --checkpoint w.pt --image-size 512 "
-        "--dtype float16 --device cuda:1 --option kf_score_weight=0.25 --option deep=true "
+        "--out s3://o/p --single-driver --tracker yolo11-seg:s --checkpoint w.pt --image-size 512 "
+        "--dtype float16 --device cuda:1 --option nms_iou=0.25 --option same_class=true "
         "--detector yolo11n --detector-checkpoint d.pt --detector-classes person,car "
         "--detector-confidence 0.5 --max-objects 7 --prompt-mode every_n_frames "
         "--prompt-interval 12 --threshold 0.25 --allow-unprompted --workers 3 "
@@ -185,12 +191,12 @@ def test_every_flag_reaches_its_key(
             "single_driver": True,
         },
         "tracker": {
-            "name": "samurai:tiny",
+            "name": "yolo11-seg:s",
             "checkpoint": str(here / "w.pt"),
             "image_size": 512,
             "dtype": "float16",
             "device": "cuda:1",
-            "options": {"kf_score_weight": 0.25, "deep": True},
+            "options": {"nms_iou": 0.25, "same_class": True},
         },
         "prompts": {
             "file": None,
@@ -292,9 +298,9 @@ def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     ("flags", "num_notices"),
     [
         ([], 0),
-        (["--tracker", "yolo11n-seg"], 1),
-        (["--tracker", "YOLO11n-seg", "--detector", "yolo11n"], 1),
-        (["--detector", "yolo11n"], 1),
+        (["--tracker", "yolo11n-seg", "--checkpoint", "a.pt"], 1),
+        (["--tracker", "YOLO11n-seg", "--checkpoint", "a.pt", *DETECTOR], 1),
+        (DETECTOR, 1),
     ],
 )
 def test_agpl_notice(
