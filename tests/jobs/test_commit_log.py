@@ -44,7 +44,6 @@ from workers.errors import ConfigError, FailureKind, FencedOut, StoreError, Stor
 from workers.storage import ObjectStat, Store, open_store
 from workers.storage.local import LocalStore
 
-
 STATE_FIELDS = (
     *("last_seq", "epoch", "owner", "closed", "outcome", "plan", "plan_seq", "segments"),
     *("published_through", "unpublished", "quarantined", "runs", "workers", "num_committed"),
