@@ -340,7 +340,7 @@ class ProbeCache:
         if not rows:
             return
         table = pa.Table.from_pylist(rows, SCHEMA)
-        key = f"{PROBES_PREFIX}{uuid.uuid4().hex}.parquet"
+        key = _new_key()
         self._store.write_bytes(key, _to_parquet(table))
         # not added to what is known: this run asks for each video once, and sorting again for
         # every batch would cost more than the probes
@@ -349,8 +349,12 @@ class ProbeCache:
 
     def _load(self) -> None:
         """Read what the output holds, once. The lock is held."""
-        if self._table is not None:
-            return
+        if self._table is None:
+            self._files = self._read_all()
+
+    def _read_all(self) -> list[str]:
+        """Read every object of the cache; return their keys. The lock is held."""
+        files: list[str] = []
         tables = [SCHEMA.empty_table()]
         for stat in self._store.list(PROBES_PREFIX):
             try:
@@ -359,8 +363,9 @@ class ProbeCache:
             except (FileNotFoundError, pa.ArrowInvalid, KeyError, OSError):
                 # merged away meanwhile, or written by another version: probe again
                 continue
-            self._files.append(stat.key)
+            files.append(stat.key)
         self._set_table(pa.concat_tables([table.cast(SCHEMA) for table in tables]))
+        return files
 
     def _set_table(self, table: pa.Table) -> None:
         keys = table["video_key"].to_numpy()
@@ -373,14 +378,17 @@ class ProbeCache:
 
     def _merge(self) -> None:
         with self._lock:
-            self._table, self._files = None, []
-            self._load()
-            table, old = self._table, self._files
-        assert table is not None
-        key = f"{PROBES_PREFIX}{uuid.uuid4().hex}.parquet"
+            old = self._read_all()
+            table = self._table
+        key = _new_key()
         self._store.write_bytes(key, _to_parquet(table))
         self._store.delete(old)
         self._files = [key]
+
+
+def _new_key() -> str:
+    """Return a key that is listed after all earlier ones, so that newer probes are read last."""
+    return f"{PROBES_PREFIX}{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
 
 
 def _to_parquet(table: pa.Table) -> bytes:
