@@ -35,6 +35,7 @@ def real_checkpoint(name: str) -> Path:
         if os.environ.get("CI") == "true":
             pytest.fail(f"the official checkpoint {name} is missing")
         pytest.skip(f"no checkpoint {name} here")
+    _use_one_thread()
     return path
 
 
@@ -50,6 +51,7 @@ def random_checkpoint(folder: Path, family: str, *, end2end: bool = False) -> Pa
     end2end : bool
         Use the head that needs no suppression, where the family has one.
     """
+    _use_one_thread()
     path = folder / f"{family}{'-e2e' if end2end else ''}.pt"
     if path.exists():
         return path
@@ -80,3 +82,9 @@ def random_checkpoint(folder: Path, family: str, *, end2end: bool = False) -> Pa
     task = "segment" if segments else "detect"
     torch.save({"model": model, "train_args": {"imgsz": IMAGE_SIZE, "task": task}}, path)
     return path
+
+
+def _use_one_thread() -> None:
+    """Keep torch from starting threads that only get in each other's way on a busy machine."""
+    torch, _ = _import_ultralytics()
+    torch.set_num_threads(1)
