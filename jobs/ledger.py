@@ -123,7 +123,7 @@ class Ledger:
                 {
                     "run_id": run_id,
                     "epoch": epoch,
-                    "worker_id": worker_id,
+                    "worker_id": f"{epoch}-{worker_id}",
                     "host": ready.host if ready else "",
                     "gpu": ready.gpu if ready else "",
                     "pid": ready.pid if ready else None,

@@ -44,11 +44,12 @@ def prove_store(store: Store, *, single_driver: bool) -> None:
         The store ignores conditional writes, or does not show what was written.
     """
     report = probe_store(store)
-    keeps = report.read_after_write and report.list_after_write and report.overwrite
-    if report.problems and not (single_driver and keeps):
+    if not (report.read_after_write and report.list_after_write and report.overwrite):
+        raise StoreError(f"{store.uri} cannot hold a run: {report.problems[0]}; use another store")
+    if not report.create_if_absent and not single_driver:
         raise StoreError(
-            f"{store.uri} cannot hold a run: {report.problems[0]}; use a store with conditional "
-            f"writes, or pass --single-driver if no other driver will ever write there"
+            f"{store.uri} cannot keep two drivers apart: {report.problems[0]}; use a store with "
+            f"conditional writes, or pass --single-driver if no other driver will ever write there"
         )
 
 

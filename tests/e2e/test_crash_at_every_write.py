@@ -105,7 +105,7 @@ def test_every_write_may_be_the_last(
 
 
 def share_store(monkeypatch: pytest.MonkeyPatch, store: Store | None) -> None:
-    """Let the workers of this process write through the driver's store, so that both die at once."""
+    """Let workers write through the store of the driver, so that both die at once."""
     monkeypatch.undo()
     if store is not None:
         for module in (actor, pipeline):
