@@ -150,6 +150,29 @@ def test_a_late_range_is_reached_by_a_seek(
     assert sought_reader.num_decoded < plain_reader.num_decoded
 
 
+@pytest.mark.parametrize("ext", ["mp4", "mkv"])
+def test_truncation_shows_after_a_seek_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ext: str
+) -> None:
+    monkeypatch.setattr(container, "SEEK_AFTER_US", 0)
+    path = media.write_video(
+        tmp_path / f"clip.{ext}",
+        num_frames=60,
+        b_frames=2,
+        muxer_options={"movflags": "+faststart"} if ext == "mp4" else None,
+    )
+    frames, reader = read(path, start_us=1_200_000)
+    assert [frame.frame_idx for frame in frames] == list(range(30, 60))
+    assert reader.num_decoded < 60
+    assert not reader.truncated, reader.truncation
+
+    media.truncate(path, 0.8)
+    frames, reader = read(path, start_us=1_200_000)
+    assert 0 < len(frames) < 30
+    assert frames[0].frame_idx == 30
+    assert reader.truncated
+
+
 def test_no_seek_where_packets_are_not_frames(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

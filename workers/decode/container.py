@@ -251,6 +251,8 @@ class _Decoder:
         self.num_packets = 0
         self.num_slots = 0
         """Frame slots passed, in formats whose time is a count of frames."""
+        self.last_dts: int | None = None
+        """Decoding time of the last whole packet, in ticks."""
         self.cut_packet = False
         self.read_error: str | None = None
         self.end_us = 0
@@ -288,15 +290,19 @@ class _Decoder:
     def truncation(self, path: Path) -> str | None:
         """Say how the file shows that its tail is missing; None if it does not. After the end."""
         container = _short(self.container)
-        claimed = 0
         if container == "mov":
-            claimed = len(self.stream.index_entries)
+            # by time, not by count: after a seek only some of the packets were read
+            entries = self.stream.index_entries
+            reached = -(1 << 63) if self.last_dts is None else self.last_dts
+            if len(entries) and entries[len(entries) - 1].timestamp > reached:
+                whole = sum(entry.timestamp <= reached for entry in entries)
+                return f"the file ends after {whole} of the {len(entries)} frames of its index"
         elif container == "avi" and self.num_slots < self.stream.frames:
             # slots, not packets: a slot without data repeats the picture before it
-            claimed = self.stream.frames
-        if self.num_packets < claimed or (self.cut_packet and claimed):
-            whole = self.num_packets - self.cut_packet
-            return f"the file ends after {whole} of the {claimed} frames of its index"
+            return (
+                f"the file ends after {self.num_slots} of the {self.stream.frames} frames of its "
+                "index"
+            )
         if self.cut_packet:
             return "the file ends in the middle of a frame"
         if self.read_error is not None:
@@ -387,6 +393,8 @@ class _Decoder:
                     self.cut_packet = True
                     self.num_corrupt += 1
                     continue
+                if packet.dts is not None:
+                    self.last_dts = packet.dts
             yield packet
 
     def _note_time(self, packet: Any) -> None:
