@@ -401,7 +401,13 @@ def prompt_source(
         from workers.prompts.folder import read_folder
 
         stems = None if frame_names is None else [PurePosixPath(name).stem for name in frame_names]
-        given = read_folder(attempt.prompts_dir, spec.corpus_store, stems, spec.prompt_mode)
+        given = read_folder(
+            attempt.prompts_dir,
+            spec.corpus_store,
+            stems,
+            spec.prompt_mode,
+            is_due=_due_frames(attempt, policy),
+        )
     if given:
         return GivenPrompts(given, policy, header, attempt, spec.corpus_store)
     if given is None and detector is not None and spec.detector is not None:
@@ -417,6 +423,15 @@ def unprompted_sentence(attempt: Attempt) -> str:
         f"{attempt.source.name} has no prompt: add one, choose a --detector, or commit such "
         f"videos without objects with --allow-unprompted"
     )
+
+
+def _due_frames(attempt: Attempt, policy: PromptPolicy) -> Callable[[int], bool] | None:
+    """Return which frames may take a picture, where that is known before decoding."""
+    source = attempt.source
+    if source.start_us is not None:
+        return None
+    # Without a range the first tracked frame is frame 0, so frames and steps count alike.
+    return lambda idx: idx % source.stride == 0 and policy.takes_row(idx // source.stride)
 
 
 def _time_of(prompt: Prompt) -> int:
