@@ -234,6 +234,23 @@ def test_a_folder_of_masks(tmp_path: Path, video: Path, as_frames: bool) -> None
     assert flagged == [0, 4, 8]
 
 
+@pytest.mark.parametrize("start_us", [None, 80_000])
+def test_a_dense_folder_with_a_stride(tmp_path: Path, video: Path, start_us: int | None) -> None:
+    # Every second frame is tracked and every second tracked one prompted: the mode picks its
+    # pictures from a folder that has one for every frame.
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for idx in range(12):
+        Image.fromarray(np.full((HEIGHT, WIDTH), 3, np.uint8)).save(masks / f"{idx}.png")
+    source = source_of(video, stride=2, start_us=start_us)
+    attempt = Attempt("a1", 3, 1, source, prompts_dir=str(masks))
+    spec = spec_of(tmp_path, prompt_mode=PromptMode.EVERY_N_FRAMES, prompt_interval=2)
+    rows = read_rows(spec, track(spec, attempt))
+    expected = [0, 4, 8] if start_us is None else [2, 6, 10]
+    assert [row["frame_idx"] for row in rows["prompts"]] == expected
+    assert [row["object_id"] for row in rows["objects"]] == [3]
+
+
 @pytest.mark.parametrize(
     ("prompts", "source", "words"),
     [

@@ -371,8 +371,8 @@ DECLARATIONS: tuple[Table, ...] = (
                 "peak_gpu_memory_bytes",
                 "int64",
                 "bytes",
-                "Largest memory PyTorch held on the worker's GPU up to the end of this video; empty "
-                "without one.",
+                "Largest memory PyTorch held on the worker's GPU up to the end of this video; "
+                "empty without one.",
                 nullable=True,
             ),
             Column("host", "string", NO_UNIT, "Host the accepted try ran on."),
