@@ -153,6 +153,7 @@ class RayPool:
         self._num_started = 0
         self._pending: list[Event] = []
         self._num_places = 0
+        self._draining: set[str] = set()
         self._census_at = float("-inf")
         self._no_place_since: float | None = None
         self._owns_ray = False
@@ -192,8 +193,8 @@ class RayPool:
         handle = self._actor_cls.remote(self._spec, keep_log=True)
         actor = _Actor(worker_id, handle, time.monotonic())
         self._actors[worker_id] = actor
-        # Any call tells when the actor has found a place; this one is cheap.
-        self._call(actor, _Call.PLACED, handle.progress, group="control")
+        # The first answer tells that the actor has found a place, and which.
+        self._call(actor, _Call.PLACED, handle.__ray_call__, _node_of, group="control")
         return worker_id
 
     def begin(self, worker_id: str, attempt: Attempt) -> None:
@@ -322,7 +323,12 @@ class RayPool:
             return
         self._census_at = now
         places = 0
-        for node in self._nodes():
+        nodes = self._nodes()
+        if nodes:
+            self._note_draining_nodes()
+        for node in nodes:
+            if node["NodeID"] in self._draining:
+                continue
             resources = node["Resources"]
             fitting = [resources.get("CPU", 0) / self._config.cpus_per_worker]
             if self._num_gpus:
@@ -351,6 +357,18 @@ class RayPool:
         if not self._head_answers():  # ray.nodes() would block
             return []
         return [node for node in ray.nodes() if node["Alive"]]
+
+    def _note_draining_nodes(self) -> None:
+        """Remember which nodes are to be taken away: when they go, Ray often says only 'lost'."""
+        state: Any = getattr(importlib.import_module("ray._private.state"), "state", None)
+        ask = getattr(state, "get_draining_nodes", None)  # there is no public way to ask
+        if ask is not None:
+            self._draining.update(ask())
+
+    def _drained(self, actor: _Actor) -> bool:
+        if actor.node_id not in self._draining and self._head_answers():
+            self._note_draining_nodes()
+        return actor.node_id in self._draining
 
     def _demand(self) -> str:
         gpus = f" and {self._num_gpus:g} GPUs" if self._num_gpus else ""
@@ -443,7 +461,7 @@ class RayPool:
     ) -> Iterator[Event]:
         match call:
             case _Call.PLACED:
-                actor.placed, actor.since = True, time.monotonic()
+                actor.placed, actor.since, actor.node_id = True, time.monotonic(), answer
                 self._call(actor, _Call.NODE_SETUP, actor.handle.setup_on_node)
             case _Call.NODE_SETUP:
                 self._call(actor, _Call.SETUP, actor.handle.setup)
@@ -484,7 +502,7 @@ class RayPool:
         _log.info("%s is lost: %s", actor.worker_id, error)
         where = f"a worker on {actor.host}" if actor.host else "a worker"
         text = str(error)
-        if isinstance(error, rex.RayActorError) and error.preempted:
+        if (isinstance(error, rex.RayActorError) and error.preempted) or self._drained(actor):
             sentence = f"{where} was lost: its node was taken away"
             return WorkerDown(actor.worker_id, FailureKind.PREEMPTED, sentence)
         if isinstance(error, rex.OutOfMemoryError):
@@ -504,6 +522,11 @@ class RayPool:
             reason = _first_line(error)
         kind = FailureKind.WORKER_LOST
         return WorkerDown(actor.worker_id, kind, f"{where} was lost: {reason}")
+
+
+def _node_of(worker: object) -> str:
+    """Return the id of the node that an actor runs on; called inside the actor."""
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def _first_line(error: BaseException) -> str:

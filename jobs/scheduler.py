@@ -262,7 +262,7 @@ class Scheduler:
         self._workers: dict[str, _Worker] = {}
         self._open: dict[str, _Worker] = {}  # those that may have room, so that no event scans all
         self._reserved: list[_Worker] = []
-        self._killed: set[str] = set()
+        self._gone: set[str] = set()
         self._retries: deque[_Task] = deque()
         self._suspects: deque[_Task] = deque()
         self._backoff: list[tuple[float, int, _Task]] = []
@@ -341,7 +341,7 @@ class Scheduler:
 
     def worker_ready(self, worker_id: str, now: float) -> list[Action]:
         """Take a worker whose model is loaded into service."""
-        if self._stopped or worker_id in self._workers or worker_id in self._killed:
+        if self._stopped or worker_id in self._workers or worker_id in self._gone:
             return []
         self._num_starting = max(0, self._num_starting - 1)
         self._start_failures = 0
@@ -381,9 +381,9 @@ class Scheduler:
         """
         if self._stopped:
             return []
-        if worker_id in self._killed:
-            self._killed.discard(worker_id)
+        if worker_id in self._gone:
             return []
+        self._gone.add(worker_id)
         actions: list[Action] = []
         worker = self._workers.get(worker_id)
         if worker is None:
@@ -638,7 +638,7 @@ class Scheduler:
 
     def _kill(self, worker: _Worker, reason: str, actions: list[Action]) -> None:
         actions.append(Kill(worker.worker_id, reason))
-        self._killed.add(worker.worker_id)
+        self._gone.add(worker.worker_id)
         self._drop_worker(worker)
 
     def _drop_worker(self, worker: _Worker) -> None:

@@ -248,6 +248,11 @@ class AnySchedule(RuleBasedStateMachine):
                 attempt_id, FailureKind.INPUT, "late", "", self.now
             )
             assert failed == []
+        if self.dead_workers:
+            worker_id = data.draw(st.sampled_from(self.dead_workers))
+            cause = FailureKind.WORKER_LOST
+            assert self.scheduler.worker_lost(worker_id, cause, "late", self.now) == []
+            assert self.scheduler.worker_ready(worker_id, self.now) == []
 
     @precondition(lambda self: not self.interrupted)
     @rule(sure=st.integers(0, 15))
@@ -550,6 +555,31 @@ def test_lost_worker_is_replaced_only_while_work_remains() -> None:
     begin = only(run.worker_ready("a", 0))
     run.attempt_finished(begin.attempt_id, 1)
     assert run.worker_lost("a", FailureKind.WORKER_LOST, "gone", 2) == []
+
+
+def test_withheld_tasks_are_no_reason_for_a_worker() -> None:
+    run = scheduler(2, workers=2)
+    run.start(0)
+    bad = only(run.worker_ready("a", 0))
+    good = only(run.worker_ready("b", 0))
+    run.attempt_failed(bad.attempt_id, FailureKind.INPUT, "no frame", "", 1)
+    assert run.counts.withheld == 1
+    assert run.worker_lost("a", FailureKind.WORKER_LOST, "gone", 2) == []
+    assert len(quarantines(run.attempt_finished(good.attempt_id, 3))) == 1
+
+
+def test_preemption_while_starting_is_no_failure_to_start() -> None:
+    run = scheduler(3, workers=2)
+    run.start(0)
+    lost, now = 0, 0.0
+    while (deadline := run.next_deadline()) is not None or lost == 0:
+        now = now if deadline is None else deadline
+        run.tick(now)
+        assert stops(run.worker_lost(f"w{lost}", FailureKind.WORKER_LOST, "crash", now)) == []
+        lost += 1
+    # No more is started: the last one still under way would decide. It is taken away instead.
+    actions = run.worker_lost("last", FailureKind.PREEMPTED, "drained", now)
+    assert actions == [StartWorker(), StartWorker()]
 
 
 def test_more_workers_may_come_at_any_time() -> None:
