@@ -977,7 +977,7 @@ def _grab_cut(picture: UInt8Array, trimap: UInt8Array, seed: int) -> UInt8Array:
     """Return GrabCut's answer, 1 on the object; nothing where there is too little to learn from."""
     import cv2
 
-    on_object = (trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD)
+    on_object = np.isin(trimap, (cv2.GC_FGD, cv2.GC_PR_FGD))
     num_object = np.count_nonzero(on_object)
     # Each of its mixtures has five components, and needs as many pixels.
     if min(num_object, on_object.size - num_object) < 5:
