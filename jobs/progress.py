@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SPEED_WINDOW_S = 30.0
 """Frames per second are taken over this many past seconds: short enough to follow a change."""
+SPEED_SETTLES_S = 2.0
+"""Over a shorter time the first few frames would make a meaningless speed."""
 PLAIN_INTERVAL_S = 10.0
 """At most one progress line per this many seconds where there is no terminal."""
 MAX_WORKER_LINES = 12
@@ -168,7 +170,8 @@ class Pace:
     def frames_per_s(self) -> float:
         """Speed over the window; 0 before there is any."""
         (first_s, first), (last_s, last) = self._samples[0], self._samples[-1]
-        return max(last - first, 0) / (last_s - first_s) if last_s > first_s else 0.0
+        span_s = last_s - first_s
+        return max(last - first, 0) / span_s if span_s >= SPEED_SETTLES_S else 0.0
 
     def eta_s(self, totals: PlanTotals, counts: Counts) -> float | None:
         """Return the seconds left: from frames where they are estimated, else from videos."""
