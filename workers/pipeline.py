@@ -122,6 +122,7 @@ def track_video(
         prompts = prompt_source(spec, attempt, detector, header, names)
         download.is_reported = False
         report(Phase.WAITING, 0, 0)
+        times.gate_asked = time.perf_counter()
 
         with gate or nullcontext():
             times.gate_passed = time.perf_counter()
@@ -170,6 +171,7 @@ class _Times:
 
     begin: float = field(default_factory=time.perf_counter)
     fetched: float = 0.0
+    gate_asked: float = 0.0
     gate_passed: float = 0.0
     tracked: float = 0.0
     closed: float = 0.0
@@ -464,8 +466,9 @@ def _video_row(
         writing.rows,
     )
     busy_s = dict.fromkeys(Stage, 0.0) | {stats.stage: stats.busy_s for stats in stages}
-    # The wait for the tracker is no fault of the pipeline; the first frame was ready before it.
-    active_s = times.closed - max(decoding.first_decoded, times.gate_passed)
+    # Waiting for the tracker while it works on another video is no part of this one's speed.
+    waited_s = times.gate_passed - times.gate_asked
+    active_s = times.closed - decoding.first_decoded - waited_s
     return {
         "video_key": source.video_key,
         "uri": source.uri,
