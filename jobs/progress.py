@@ -25,6 +25,8 @@ SPEED_SETTLES_S = 2.0
 """Over a shorter time the first few frames would make a meaningless speed."""
 PLAIN_INTERVAL_S = 10.0
 """At most one progress line per this many seconds where there is no terminal."""
+LOST_SHOWN_S = 30.0
+"""A lost worker stays in view this long; another one takes its place."""
 MAX_WORKER_LINES = 12
 """Workers shown one by one; the rest are summed up in a line."""
 
@@ -421,7 +423,12 @@ class LiveReporter:
             WorkerState.STARTING: "cyan",
         }
         table = Table.grid(padding=(0, 2))
-        workers = sorted(dict(self._workers).items())
+        now = self.clock()
+        workers = [
+            (worker_id, line)
+            for worker_id, line in sorted(dict(self._workers).items(), key=lambda item: item[0])
+            if line.state is not WorkerState.LOST or now - line.changed_s < LOST_SHOWN_S
+        ]
         for worker_id, line in workers[:MAX_WORKER_LINES]:
             steps = f"{line.num_steps:,} frames" if line.num_steps else ""
             table.add_row(
@@ -429,7 +436,7 @@ class LiveReporter:
                 Text(line.state.value, style=styles.get(line.state, "")),
                 Text(line.video, overflow="ellipsis", no_wrap=True),
                 Text(steps),
-                Text(format_duration(self.clock() - line.changed_s), style="dim"),
+                Text(format_duration(now - line.changed_s), style="dim"),
             )
         rest = workers[MAX_WORKER_LINES:]
         if rest:

@@ -2,7 +2,7 @@
 
 * Without a terminal: plain lines, at most one per interval, and the last state at the end.
 * On a terminal: a display with videos, frames, speed, time left, and a line per worker; many
-  workers are summed up; a stopped worker disappears.
+  workers are summed up; a stopped worker disappears, a lost one after a while.
 * Speed is that of the last seconds; the time left follows from frames where they are estimated,
   else from videos; a run with nothing to do shows no nonsense.
 * A reader that went away (a closed pipe) does not end the run.
@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from jobs.progress import (
+    LOST_SHOWN_S,
     MAX_WORKER_LINES,
     Counts,
     LiveReporter,
@@ -152,6 +153,14 @@ def test_live_display(clock: Clock) -> None:
     with console.capture() as capture:
         console.print(reporter)
     assert "starting" not in capture.get()
+    reporter.on_worker("x02", WorkerState.LOST)
+    with console.capture() as capture:
+        console.print(reporter)
+    assert "lost" in capture.get()
+    clock.now_s += LOST_SHOWN_S
+    with console.capture() as capture:
+        console.print(reporter)
+    assert "lost" not in capture.get()
     reporter.close()
     assert "4/30 videos" in stream.getvalue().splitlines()[-1]
 
