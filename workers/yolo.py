@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ PAD_VALUE = 114
 """Grey of the letterbox's border, as in training."""
 MAX_CANDIDATES = 30_000
 """At most this many boxes of a frame enter suppression, the most confident first."""
+
+MIN_ULTRALYTICS = (8, 4, 190)
+"""The release from which checkpoints are known to open with an allow-list (``safe_only``)."""
 
 _TASKS = {"detect": "detection", "segment": "segmentation"}
 
@@ -431,20 +435,36 @@ def _import_ultralytics() -> tuple[Any, Any]:
     os.environ["ULTRALYTICS_SAFE_LOAD"] = "true"
     os.environ.setdefault("YOLO_VERBOSE", "false")
     if "YOLO_CONFIG_DIR" not in os.environ:
-        private = Path(tempfile.gettempdir()) / f"maskmill-ultralytics-{os.getuid()}"
-        private.mkdir(mode=0o700, exist_ok=True)
-        if private.is_symlink() or private.stat().st_uid != os.getuid():
-            private = Path(tempfile.mkdtemp(prefix="maskmill-ultralytics-"))
-        os.environ["YOLO_CONFIG_DIR"] = str(private)
+        os.environ["YOLO_CONFIG_DIR"] = str(_private_folder())
     try:
         import torch
+        import ultralytics
         from ultralytics.nn import tasks
     except ImportError as error:
         raise RuntimeError(
             "YOLO needs the package ultralytics (AGPL-3.0): pip install 'maskmill[yolo]', "
             f"or choose another tracker ({error})"
         ) from error
+    numbers = re.findall(r"\d+", ultralytics.__version__)[:3]
+    if tuple(int(n) for n in numbers) < MIN_ULTRALYTICS:
+        wanted = ".".join(map(str, MIN_ULTRALYTICS))
+        raise RuntimeError(
+            f"ultralytics {ultralytics.__version__} would run code that a checkpoint holds: "
+            f"install {wanted} or newer, pip install -U 'maskmill[yolo]'"
+        )
     return torch, tasks
+
+
+def _private_folder() -> Path:
+    """Return a folder of this user for the library's settings, below the temporary one."""
+    shared_name = Path(tempfile.gettempdir()) / f"maskmill-ultralytics-{os.getuid()}"
+    try:
+        shared_name.mkdir(mode=0o700, exist_ok=True)
+        if not shared_name.is_symlink() and shared_name.stat().st_uid == os.getuid():
+            return shared_name
+    except OSError:
+        pass  # a file or a stranger's folder of that name
+    return Path(tempfile.mkdtemp(prefix="maskmill-ultralytics-"))
 
 
 def _load_model(tasks: Any, path: Path, task: str) -> Any:
