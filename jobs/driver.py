@@ -8,6 +8,8 @@ pool, and may die at any line: whatever it had not appended to the log is simply
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import os
 import socket
 import threading
@@ -68,6 +70,7 @@ from workers.errors import (
     MaskmillError,
     StoreUnavailable,
 )
+from workers.logs import RunLog, log_context, process_name
 from workers.messages import Attempt, Phase, Progress, Proposal, VideoSource, WorkerSpec
 from workers.storage import Store, open_store
 
@@ -77,8 +80,12 @@ PUBLISH_AFTER_VIDEOS = 256
 """Unpublished commits that are worth a segment while the run goes on."""
 PUBLISH_AFTER_S = 300.0
 """Commits become visible at the latest after this long."""
+INTERRUPT_WITHIN_S = 10.0
+"""An interrupted run waits this long for its attempts to end: notices of spot nodes are short."""
 POLL_S = 0.2
 """The loop wakes at least this often, to draw progress and to see a signal."""
+
+_log = logging.getLogger(__name__)
 
 PoolFactory = Callable[[RunConfig, WorkerSpec], Pool]
 
@@ -180,11 +187,12 @@ def run(
         execution = _Run(
             config, settings, log, inputs, reporter, pool_factory or _ray_pool, stopped
         )
-        try:
-            return execution.execute(retry=retry, retry_kinds=retry_kinds)
-        except MaskmillError:
-            execution.give_up()
-            raise
+        with execution.run_log, log_context(run_id=execution.run_id):
+            try:
+                return execution.execute(retry=retry, retry_kinds=retry_kinds)
+            except MaskmillError as error:
+                execution.give_up(error)
+                raise
 
 
 class _Run:
@@ -216,6 +224,7 @@ class _Run:
         self.fingerprint = fingerprint(settings)
         plan = log.state.plan
         self.run_id = plan.run_id if plan else f"{self.fingerprint[:6]}-{uuid.uuid4().hex[:6]}"
+        self.run_log = RunLog(self.run_id, process_name("driver"))
         self.outbox = Outbox(log, self.clock, self.worker_rows)
         self.under_way: dict[str, _UnderWay] = {}
         self.failures: dict[int, FailureKind] = {}
@@ -223,6 +232,7 @@ class _Run:
         self.category_ids: dict[str, int] = {}
         self.has_plan_record = False
         self.interrupted = False
+        self.give_up_at_s = math.inf
         self.num_committed = self.num_quarantined = self.num_failures = 0
         self.num_frames = self.num_masks = 0
         self.stage_seconds: defaultdict[str, float] = defaultdict(float)
@@ -245,6 +255,10 @@ class _Run:
 
     # Before the first video.
 
+    def warnings(self) -> tuple[str, ...]:
+        """Return what does not stop the run but should be known."""
+        return (*self.inputs.corpus.warnings, *self.inputs.prompts.warnings)
+
     def release(self, kinds: frozenset[FailureKind] | None) -> NDArray[np.int64]:
         """Take videos out of quarantine; return their keys."""
         keys = [
@@ -259,8 +273,16 @@ class _Run:
     def announce(self) -> None:
         """Say what there is to do."""
         plan = self.plan
-        for text in plan.prompts.warnings:
+        for text in self.warnings():
+            _log.warning("%s", text)
             self.reporter.on_message("warning", text)
+        _log.info(
+            "%d videos: %d to track, %d unusable, %d settled before",
+            plan.num_videos,
+            len(plan.order),
+            len(plan.invalid),
+            plan.num_settled,
+        )
         self.reporter.on_plan(
             PlanTotals(
                 run_id=self.run_id,
@@ -341,7 +363,7 @@ class _Run:
                 attempt_prefix=f"{self.log.epoch}-",
             )
             self.perform(self.scheduler.start(self.clock()))
-            while not self.scheduler.is_done:
+            while not self.scheduler.is_done and self.clock() < self.give_up_at_s:
                 self.turn()
         finally:
             self.pool.close()
@@ -359,6 +381,7 @@ class _Run:
         self.perform(self.scheduler.tick(self.clock()))
         if self.stopped.is_set() and not self.interrupted:
             self.interrupted = True
+            self.give_up_at_s = self.clock() + INTERRUPT_WITHIN_S
             self.reporter.on_message("warning", "stopping: what is committed stays")
             self.perform(self.scheduler.interrupt(self.clock()))
         self.outbox.flush_if_due()
@@ -371,12 +394,14 @@ class _Run:
         actions: list[Action] = []
         match event:
             case WorkerUp(worker_id=worker_id, ready=ready):
+                _log.info("%s is ready on %s after %.1f s", worker_id, ready.host, ready.load_s)
                 if not self.has_plan_record:
                     self.write_plan(ready.classes)
                 self.ledger.ready(worker_id, ready)
                 self.reporter.on_worker(worker_id, WorkerState.IDLE)
                 return self.scheduler.worker_ready(worker_id, now)
             case WorkerDown(worker_id=worker_id, kind=kind, message=message, error=error):
+                _log.warning("%s is lost (%s): %s", worker_id, kind.value, message)
                 self.lost(worker_id, kind, message)
                 self.reporter.on_message("warning", f"worker {worker_id}: {message}")
                 return self.scheduler.worker_lost(worker_id, kind, message, now, error)
@@ -385,6 +410,8 @@ class _Run:
                     self.under_way[attempt_id].proposal = proposal
                 return self.scheduler.attempt_finished(attempt_id, now)
             case AttemptError(attempt_id=attempt_id, failed=failed):
+                with self.about(attempt_id):
+                    _log.warning("the attempt failed (%s): %s", failed.kind.value, failed.message)
                 self.ended(attempt_id, failed.kind)
                 return self.scheduler.attempt_failed(
                     attempt_id, failed.kind, failed.message, failed.traceback, now
@@ -415,6 +442,7 @@ class _Run:
                     self.ledger.started(worker_id)
                     self.reporter.on_worker(worker_id, WorkerState.STARTING)
                 case Kill(worker_id=worker_id, reason=reason):
+                    _log.warning("%s is stopped: %s", worker_id, reason)
                     self.lost(worker_id, FailureKind.STUCK, reason)
                     self.pool.kill(worker_id)
                 case Cancel(worker_id=worker_id, attempt_id=attempt_id):
@@ -431,6 +459,8 @@ class _Run:
             action.task, action.worker_id, source, self.clock() - since_s
         )
         self.ledger.began(action.worker_id, action.attempt_id)
+        with self.about(action.attempt_id):
+            _log.info("try %d begins on %s", action.number, action.worker_id)
         try:
             prompts, prompts_dir = self.plan.prompts.prompts_for(row, self.category_ids)
         except InputError as error:
@@ -454,6 +484,8 @@ class _Run:
 
     def commit(self, task: int, attempt_id: str, number: int) -> None:
         """Make a finished attempt part of the dataset."""
+        with self.about(attempt_id):
+            _log.info("to be committed after %d tries", number)
         under_way = self.under_way.pop(attempt_id)
         proposal, source = under_way.proposal, under_way.source
         assert proposal is not None, "the scheduler commits only what has finished"
@@ -481,6 +513,8 @@ class _Run:
         """Set a video aside with its reason."""
         row = int(self.plan.order[action.task])
         source = self.plan.corpus.source(row)
+        with log_context(video=source.name, video_key=source.video_key):
+            _log.warning("quarantined (%s): %s", action.kind.value, action.message)
         self.failures.pop(action.task, None)
         self.num_quarantined += 1
         self.outbox.quarantine(
@@ -517,6 +551,14 @@ class _Run:
         self.ledger.gone(worker_id, reason)
         self.reporter.on_worker(worker_id, WorkerState.LOST)
 
+    def about(self, attempt_id: str) -> contextlib.AbstractContextManager[None]:
+        """Say which attempt the lines logged within the block are about."""
+        under_way = self.under_way.get(attempt_id)
+        if under_way is None:
+            return log_context(attempt_id=attempt_id)
+        source = under_way.source
+        return log_context(video=source.name, video_key=source.video_key, attempt_id=attempt_id)
+
     # Beside the loop.
 
     def publish_if_due(self) -> None:
@@ -534,6 +576,7 @@ class _Run:
         """Publish what is committed, and clear staging of what was published long ago."""
         self.publisher.publish()
         self.publisher.discard_published(now_s=time.time())
+        self.run_log.write_to(self.store)
 
     def worker_rows(self) -> list[dict[str, Any]]:
         """Return the rows of the table `workers` as they are now."""
@@ -592,6 +635,7 @@ class _Run:
         """Publish, compact, summarise and close."""
         wall_s = self.clock() - self.start_s
         self.publishing.wait()
+        self.run_log.write_to(self.store)
         self.outbox.flush()
         if not self.has_plan_record:
             self.write_plan(self.log.state.categories)
@@ -625,16 +669,16 @@ class _Run:
             stage_seconds=dict(self.stage_seconds),
             quarantined=quarantined,
             interrupted=self.interrupted,
-            warnings=tuple(self.plan.prompts.warnings),
+            warnings=self.warnings(),
         )
 
-    def give_up(self) -> None:
+    def give_up(self, error: MaskmillError) -> None:
         """Write down what can still be written, after an error that ends the run."""
         with contextlib.suppress(MaskmillError):
             self.publishing.wait()
         with contextlib.suppress(MaskmillError):
             self.outbox.flush()
-            self.log.close(Outcome.FAILED, exit_code=3, workers=self.worker_rows())
+            self.log.close(Outcome.FAILED, exit_code=error.exit_code, workers=self.worker_rows())
 
     def quarantined(self) -> tuple[tuple[str, str, str], ...]:
         """Return every video of this corpus that is in quarantine: name, kind, reason."""
