@@ -66,7 +66,7 @@ def test_survives_ten_kills(cluster: RayCluster, tmp_path: Path) -> None:
     # Given an undisturbed run
     frames = write_corpus(tmp_path / "corpus", NUM_VIDEOS)
     corpus, calm, wild = tmp_path / "corpus", tmp_path / "calm", tmp_path / "wild"
-    code, told = finish(start(cluster, corpus, calm, sleep_s=0.1))
+    code, told = finish(start(cluster, corpus, calm, sleep_s=0.2))
     assert code == 0, told
     assert_whole(calm, frames)
 
@@ -74,14 +74,13 @@ def test_survives_ten_kills(cluster: RayCluster, tmp_path: Path) -> None:
     dice = random.Random(7)
     victims = ["worker", "raylet", "driver"] * 4
     dice.shuffle(victims)
-    driver = start(cluster, corpus, wild, sleep_s=0.1)
+    driver = start(cluster, corpus, wild, sleep_s=0.2)
     for victim in victims[:NUM_KILLS]:
         wait_for_progress(driver, wild, num_committed(wild))
         time.sleep(dice.uniform(0, 1.0))
-        if driver.poll() is not None:
-            break
-        if victim == "worker" and (processes := worker_processes(cluster)):
-            dice.choice(processes).send_signal(signal.SIGKILL)
+        assert driver.poll() is None, f"the run ended before the {victim} could be killed"
+        if victim == "worker":
+            dice.choice(worker_processes(cluster)).send_signal(signal.SIGKILL)
         elif victim == "raylet":
             node = dice.choice(cluster.nodes)
             node.kill_raylet()
@@ -90,7 +89,7 @@ def test_survives_ten_kills(cluster: RayCluster, tmp_path: Path) -> None:
         else:
             os.killpg(driver.pid, signal.SIGKILL)
             driver.wait()
-            driver = start(cluster, corpus, wild, sleep_s=0.1)
+            driver = start(cluster, corpus, wild, sleep_s=0.2)
     code, told = finish(driver)
 
     # Then the dataset is the same
