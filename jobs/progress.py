@@ -397,13 +397,12 @@ class LiveReporter:
         )
         yield head
         eta_s = self._pace.eta_s(totals, counts)
-        facts = [
-            f"{counts.num_frames:,} frames",
-            f"{counts.num_masks:,} masks",
-            f"{self._pace.frames_per_s:,.1f} frames/s",
-            f"{format_duration(self._pace.elapsed_s)} so far",
-            f"about {format_duration(eta_s)} left" if eta_s else "time left unknown",
-        ]
+        speed = self._pace.frames_per_s
+        facts = [f"{counts.num_frames:,} frames", f"{counts.num_masks:,} masks"]
+        facts += [f"{speed:,.1f} frames/s"] if speed else []
+        facts += [f"{format_duration(self._pace.elapsed_s)} so far"]
+        facts += [f"about {format_duration(eta_s)} left"] if eta_s else []
+        facts += [] if self._workers else ["starting workers"]
         line = Text("  ".join(facts), style="dim")
         if counts.num_retries:
             line.append(f"  {counts.num_retries:,} tried again", style="yellow")
