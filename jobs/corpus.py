@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.config import CorpusConfig
-from jobs.manifest import MANIFEST_SUFFIXES, Rows, read_manifest, video_key
+from jobs.manifest import MANIFEST_SUFFIXES, Rows, read_manifest, video_key, video_keys
 from workers.decode.frames import folder_identity, is_image
 from workers.errors import ConfigError
 from workers.messages import SourceKind, StoreOptions, VideoSource
@@ -390,7 +390,7 @@ class _ListedRows:
 
     def _flush(self) -> None:
         count = len(self._uris)
-        keys = np.fromiter((video_key(uri) for uri in self._uris), np.int64, count)
+        keys = video_keys(self._uris)
         self._done.append(
             Rows.build(
                 uris=pa.array(self._uris, pa.large_string()),
@@ -448,11 +448,12 @@ def _without_duplicates(
 ) -> tuple[pa.Table, dict[int, str]]:
     """Keep the first row of each key; one listed with two settings becomes a fault."""
     keys = table["video_key"].to_numpy()
+    ordered = np.sort(keys)
+    if not (ordered[1:] == ordered[:-1]).any():
+        return table, dict(faults)
     _, first, inverse, counts = np.unique(
         keys, return_index=True, return_inverse=True, return_counts=True
     )
-    if len(first) == len(keys):
-        return table, dict(faults)
     faults = dict(faults)
     repeated = np.flatnonzero(counts[inverse] > 1)
     settings = table.select(["stride", "prompts"]).take(repeated)
@@ -511,8 +512,9 @@ def _with_stats(
     """Fill in kind, size and etag of the rows that give neither size nor etag."""
     faults = dict(faults)
     unknown = pc.and_(pc.is_null(table["size_bytes"]), pc.is_null(table["etag"]))
-    rows = np.flatnonzero(unknown.to_numpy())
-    rows = rows[~np.isin(rows, np.fromiter(faults, np.int64, len(faults)))]
+    asked = unknown.to_numpy().copy()
+    asked[list(faults)] = False
+    rows = np.flatnonzero(asked)
     if not len(rows):
         return table, faults
     uris = table["uri"].take(pa.array(rows)).to_pylist()

@@ -13,7 +13,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,6 +96,15 @@ def video_key(uri: str, start_us: int | None = None, end_us: int | None = None) 
     text = uri if not start_us and end_us is None else f"{uri}\0{start_us or 0}\0{end_us}"
     digest = hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
+
+
+def video_keys(uris: Iterable[str]) -> NDArray[np.int64]:
+    """Return `video_key` of many whole videos, at a third of its cost."""
+    hashed = hashlib.blake2b
+    digests = b"".join(
+        hashed(uri.encode(errors="surrogateescape"), digest_size=8).digest() for uri in uris
+    )
+    return np.frombuffer(digests, ">i8").astype(np.int64)
 
 
 def read_manifest(store: Store, key: str, stride: int) -> tuple[Rows, str]:
@@ -249,7 +258,9 @@ class _Reader:
     def _base(self, table: pa.Table) -> str:
         if self._relative:
             return self._folder
-        good = np.setdiff1d(np.arange(table.num_rows), np.fromiter(self._faults, np.int64))
+        usable = np.ones(table.num_rows, bool)
+        usable[list(self._faults)] = False
+        good = np.flatnonzero(usable)
         if not len(good):
             return self._folder
         ends = pc.min_max(table["uri"].take(pa.array(good))).as_py()
@@ -343,7 +354,7 @@ class _Reader:
 
     def _keys(self, uris: list[str], starts: pa.Array, ends: pa.Array) -> NDArray[np.int64]:
         if starts.null_count == ends.null_count == len(uris):
-            return np.fromiter((video_key(uri) for uri in uris), np.int64, len(uris))
+            return video_keys(uris)
         ranges = zip(uris, starts.to_pylist(), ends.to_pylist(), strict=True)
         return np.fromiter((video_key(*one) for one in ranges), np.int64, len(uris))
 

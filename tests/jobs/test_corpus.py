@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from jobs import corpus as corpus_module
 from jobs.config import CorpusConfig, StoreConfig
 from jobs.corpus import SCHEMA, Corpus, list_corpus, video_key
+from jobs.manifest import video_keys
 from tests import servers
 from workers.decode.fetch import fetch_video
 from workers.errors import ConfigError, StoreDenied, StoreError
@@ -319,6 +320,8 @@ def test_keys() -> None:
     ]
     assert len(set(different)) == 5
     assert all(-(2**63) <= key < 2**63 for key in different)
+    uris = ["s3://b/a.mp4", "s3://b/ü//日本.mp4", "/a b"]
+    assert video_keys(uris).tolist() == [video_key(uri) for uri in uris]
     # stored in every output: must never change
     assert video_key("s3://bucket/a//b.mp4", 1_000_000, 2_000_000) == -7714860790436715898
 
