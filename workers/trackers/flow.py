@@ -136,8 +136,6 @@ class _Target:
         The same as a probability, once the objects have competed.
     centre_xy : ndarray of float64, shape (2,)
         Where it was last seen.
-    side : float
-        Root of its area when it was last seen.
     full_area : float
         The area it has when nothing hides it; follows the object's size slowly.
     num_lost : int
@@ -153,7 +151,6 @@ class _Target:
     logit: FloatArray
     probability: FloatArray
     centre_xy: NDArray[np.float64]
-    side: float
     full_area: float
     num_lost: int
     anchor: tuple[_Statistics, _Statistics]
@@ -264,13 +261,11 @@ class FlowSession(TrackingSession):
         probability = cv2.resize(
             mask.astype(np.float32), self._size, interpolation=cv2.INTER_AREA
         ).astype(np.float32)
-        centre, side = _centre_and_side(probability)
         known = self._targets.get(object_id)
         target = _Target(
             logit=_log_odds(probability),
             probability=probability,
-            centre_xy=centre,
-            side=side,
+            centre_xy=_centre(probability),
             full_area=float(probability.sum()),
             num_lost=0,
             anchor=self._no_statistics(),
@@ -355,15 +350,14 @@ class FlowSession(TrackingSession):
         lost = area < self._options["lost_area"] * target.full_area
         target.num_lost = target.num_lost + 1 if lost else 0
         if not lost:
-            target.centre_xy, target.side = _centre_and_side(probability)
+            target.centre_xy = _centre(probability)
+            # Grows with the object, though not as fast as a leak may; shrinks slowly, for what
+            # hides an object does not make it smaller.
+            target.full_area = max(min(area, 1.2 * target.full_area), 0.98 * target.full_area)
         inside = probability > 0.5
         trusted = float(motion.consistency[inside].mean()) if inside.any() else 0.0
         # Presence is decided by the area, so a present object is worth at least one half.
         target.confidence = 0.5 + 0.5 * _certainty(probability) * (0.5 + 0.5 * trusted)
-        if area < 1.5 * target.full_area:
-            target.full_area = max(area, 0.98 * target.full_area)
-        else:
-            target.full_area *= 1.05
         learned_object, learned_background = self._learned(target, descriptors)
         recent_object, recent_background = target.recent
         if learned_object is not None and area > 0.2 * target.full_area:
@@ -445,7 +439,7 @@ class FlowSession(TrackingSession):
         reachable = cv2.dilate((carried_half > 0.4).view(np.uint8), disk) > 0
         if target.num_lost and self._options["redetect"]:
             distance = 2 * _grid(*self._half) - target.centre_xy.astype(np.float32)
-            searched = (1 + 0.25 * target.num_lost) * target.side
+            searched = (1 + 0.5 * target.num_lost) * target.full_area**0.5
             reachable |= (distance**2).sum(2) < searched**2
         return np.asarray(reachable, np.bool_)
 
@@ -461,7 +455,7 @@ class FlowSession(TrackingSession):
         mass[0] = 0
         best = int(mass.argmax())
         # A pixel of half the size stands for four.
-        if 4 * mass[best] < 0.15 * target.full_area:
+        if 4 * mass[best] < 0.25 * target.full_area:
             return np.zeros(score.shape, np.bool_)
         return np.asarray(labels == best, np.bool_)
 
@@ -588,7 +582,6 @@ class FlowSession(TrackingSession):
                 {
                     "object_id": object_id,
                     "centre_xy": target.centre_xy.tolist(),
-                    "side": target.side,
                     "full_area": target.full_area,
                     "num_lost": target.num_lost,
                     "confidence": target.confidence,
@@ -616,7 +609,6 @@ class FlowSession(TrackingSession):
                 logit=arrays[f"{object_id}.logit"],
                 probability=arrays[f"{object_id}.probability"],
                 centre_xy=np.array(entry["centre_xy"]),
-                side=entry["side"],
                 full_area=entry["full_area"],
                 num_lost=entry["num_lost"],
                 anchor=pair("anchor"),
@@ -848,12 +840,12 @@ def _certainty(probability: FloatArray) -> float:
     return float(2 * inside.mean() - 1) if len(inside) else 0.0
 
 
-def _centre_and_side(probability: FloatArray) -> tuple[NDArray[np.float64], float]:
+def _centre(probability: FloatArray) -> NDArray[np.float64]:
     import cv2
 
     moments = cv2.moments(probability)
     area = max(moments["m00"], _EPSILON)
-    return np.array([moments["m10"] / area, moments["m01"] / area]), float(area**0.5)
+    return np.array([moments["m10"] / area, moments["m01"] / area])
 
 
 def _window(
