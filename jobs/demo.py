@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.demo_scene import CLIP_NAME, FRAME_RATE, LABELS, NUM_FRAMES, write_clip
+from jobs.demo_scene import CLIP_NAME, LABELS, NUM_FRAMES, write_clip
 from jobs.progress import format_duration
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
     from jobs.config import RunConfig
+    from jobs.dataset import Frame
     from jobs.evaluate import ObjectScore
 
 UInt8Array = NDArray[np.uint8]
@@ -187,20 +188,25 @@ def picture_and_score(folder: Path, num_frames: int = NUM_FRAMES) -> DemoResult:
     DemoResult
         Scores, and where the picture is.
     """
+    from jobs.dataset import open_dataset
     from jobs.evaluate import evaluate_object, mean_j_and_f
 
+    dataset = open_dataset(str(folder / "dataset"))
+    frames = list(dataset.frames(dataset.video(CLIP_NAME)))
     truths = read_truth(folder, num_frames)
-    found = read_masks(folder / "dataset")
     scores = {
         object_id: evaluate_object(
-            [found.get((index, object_id)) for index in range(num_frames)],
+            [
+                next((m.decode() for m in frame.masks if m.object_id == object_id), None)
+                for frame in frames
+            ],
             [truth == object_id for truth in truths],
         )
         for object_id in LABELS
     }
     j_and_f = mean_j_and_f(scores)
     overlay = folder / "overlay.png"
-    _draw(folder, found, num_frames, j_and_f, overlay)
+    _draw(folder, frames, dataset.categories, j_and_f, overlay)
     return DemoResult(scores, j_and_f, overlay)
 
 
@@ -213,57 +219,31 @@ def read_truth(folder: Path, num_frames: int) -> list[UInt8Array]:
     ]
 
 
-def read_masks(dataset: Path) -> dict[tuple[int, int], UInt8Array]:
-    """Return every mask of a dataset of one video, by frame and object id.
-
-    Parameters
-    ----------
-    dataset : Path
-        Root of the dataset; its visible folder `masks` is read as anybody would.
-
-    Returns
-    -------
-    dict of (frame_idx, object_id) to ndarray of uint8, shape (H, W)
-        1 on the object.
-    """
-    import pyarrow.dataset as ds
-
-    from workers import rle
-
-    columns = ["frame_idx", "object_id", "rle_h", "rle_w", "rle_counts"]
-    rows = ds.dataset(dataset / "masks", format="parquet").to_table(columns=columns).to_pylist()
-    return {
-        (row["frame_idx"], row["object_id"]): rle.decode(
-            row["rle_counts"], row["rle_h"], row["rle_w"]
-        )
-        for row in rows
-    }
-
-
 def _draw(
     folder: Path,
-    found: Mapping[tuple[int, int], UInt8Array],
-    num_frames: int,
+    frames: Sequence[Frame],
+    categories: Mapping[int, str],
     j_and_f: float,
     path: Path,
 ) -> None:
     """Write the contact sheet."""
     from jobs.render import OverlayMask, contact_sheet, draw_overlay, write_png
 
-    indices = [round(moment * (num_frames - 1)) for moment in MOMENTS]
-    frames = _read_frames(folder / "videos" / f"{CLIP_NAME}.mp4", indices)
+    chosen = [frames[round(moment * (len(frames) - 1))] for moment in MOMENTS]
+    images = _read_frames(
+        folder / "videos" / f"{CLIP_NAME}.mp4", {frame.frame_idx for frame in chosen}
+    )
     pictures: list[UInt8Array] = []
     captions: list[str] = []
-    for index in indices:
+    for frame in chosen:
         masks = [
-            OverlayMask(object_id, found[index, object_id], label)
-            for object_id, label in LABELS.items()
-            if (index, object_id) in found
+            OverlayMask(m.object_id, m.decode(), categories.get(m.category_id or 0, ""))
+            for m in frame.masks
         ]
-        pictures.append(draw_overlay(frames[index], masks))
-        hidden = [label for k, label in LABELS.items() if (index, k) not in found]
-        note = f"   {' and '.join(hidden)} out of sight" if hidden else ""
-        captions.append(f"frame {index}   {index / FRAME_RATE:.2f} s{note}")
+        pictures.append(draw_overlay(images[frame.frame_idx], masks))
+        hidden = " and ".join(LABELS[object_id] for object_id in frame.occluded_ids)
+        note = f"   {hidden} out of sight" if hidden else ""
+        captions.append(f"frame {frame.frame_idx}   {frame.pts_us / 1e6:.2f} s{note}")
     sheet = contact_sheet(
         pictures,
         captions,
@@ -274,7 +254,7 @@ def _draw(
     write_png(str(path), sheet)
 
 
-def _read_frames(video: Path, indices: Sequence[int]) -> dict[int, UInt8Array]:
+def _read_frames(video: Path, indices: Collection[int]) -> dict[int, UInt8Array]:
     """Return some frames of a video as RGB."""
     import av
 

@@ -43,9 +43,11 @@ def summary_lines(summary: RunSummary, command: str) -> list[str]:
     num_total = summary.num_committed + summary.num_quarantined + summary.num_skipped
     head = "stopped" if summary.interrupted else "finished"
     lines = ["", f"run {summary.run_id} {head} -> {summary.out_uri}", ""]
-    lines.append(fact("committed", f"{summary.num_committed:,} of {num_total:,} videos"))
+    num_left = num_total - summary.num_skipped
     if summary.num_skipped:
-        lines.append(fact("skipped", f"{summary.num_skipped:,} settled before"))
+        lines.append(fact("videos", f"{num_total:,}, {summary.num_skipped:,} settled before"))
+    committed = f"{summary.num_committed:,} of {num_left:,} videos"
+    lines.append(fact("committed", committed if num_left else "nothing was left to do"))
     if summary.quarantined:
         lines.append(fact("quarantined", f"{len(summary.quarantined):,}"))
     lines.append(fact("tracked", f"{summary.num_frames:,} frames, {summary.num_masks:,} masks"))

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from jobs import cli
-from jobs.demo import demo_config, prepare_clip, read_masks, read_truth
+from jobs.dataset import open_dataset
+from jobs.demo import demo_config, prepare_clip, read_truth
 from jobs.demo_scene import HEIGHT_PX, LABELS, NUM_FRAMES, WIDTH_PX, render_scene, write_clip
 from jobs.render import OverlayMask, contact_sheet, draw_overlay, object_colour
 from workers.errors import ConfigError
@@ -148,12 +149,13 @@ def test_demo_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert picture.size[0] > 1500
         small = np.asarray(picture.convert("RGB").resize((200, 100)))
         assert len(np.unique(small.reshape(-1, 3), axis=0)) > 3000
-    masks = read_masks(folder / "dataset")
-    assert {object_id for _, object_id in masks} == set(LABELS)
-    assert {frame_idx for frame_idx, _ in masks} == set(range(NUM_FRAMES))
-    truth = read_truth(folder, NUM_FRAMES)[0]
-    for object_id in LABELS:
-        assert masks[0, object_id].shape == truth.shape
+    dataset = open_dataset(str(folder / "dataset"))
+    frames = list(dataset.frames(dataset.video("adrift")))
+    assert [frame.frame_idx for frame in frames] == list(range(NUM_FRAMES))
+    assert {m.object_id for frame in frames for m in frame.masks} == set(LABELS)
+    assert any(frame.occluded_ids == (3,) for frame in frames)
+    named = {m.object_id: dataset.categories[m.category_id or 0] for m in frames[0].masks}
+    assert named == LABELS
     config = json.loads(demo_config(folder).model_dump_json())
     assert config["tracker"]["name"] == "flow"
 
