@@ -252,17 +252,27 @@ def test_an_unknown_device_is_refused(folder: Path) -> None:
 
 
 def test_the_library_stays_quiet(folder: Path, tmp_path: Path) -> None:
-    """A fresh process prints nothing, writes nothing at home, and opens no connection."""
+    """A fresh process prints nothing, writes nothing at home, opens no connection, patches nothing.
+
+    In a fresh process, because the library may have been imported into this one.
+    """
     path = random_checkpoint(folder, "yolo26n")
     code = (
         "import socket, sys, numpy as np\n"
         "def refuse(*a, **k): raise SystemExit('a connection was opened')\n"
         "socket.socket.connect = refuse\n"
+        "import cv2, torch, PIL.Image\n"
+        "owned = [(PIL.Image, 'open'), (cv2, 'imread'), (cv2, 'imwrite'), (torch, 'save'),\n"
+        "         (torch, 'load'), (cv2, 'getNumThreads')]\n"
+        "before = [getattr(*pair) for pair in owned]\n"
+        "settings = np.get_printoptions(), cv2.getNumThreads()\n"
         "from workers.yolo import YoloNetwork\n"
         f"net = YoloNetwork({str(path)!r}, task='detect')\n"
         "net.detect([np.zeros((64, 64, 3), np.uint8)], confidence=0.2)\n"
         "from ultralytics.utils.events import events\n"
         "assert not events.enabled\n"
+        "assert before == [getattr(*pair) for pair in owned]\n"
+        "assert settings == (np.get_printoptions(), cv2.getNumThreads())\n"
     )
     home, here, temporary = tmp_path / "home", tmp_path / "here", tmp_path / "tmp"
     for made in (home, here, temporary):
@@ -278,4 +288,5 @@ def test_the_library_stays_quiet(folder: Path, tmp_path: Path) -> None:
     assert done.stdout == ""
     assert list(here.iterdir()) == []
     assert not list(home.rglob("*ltralytics*"))
-    assert [p.name for p in temporary.iterdir()] == [f"maskmill-ultralytics-{os.getuid()}"]
+    made_by_it = [p.name for p in temporary.iterdir() if "ltralytics" in p.name]
+    assert made_by_it == [f"maskmill-ultralytics-{os.getuid()}"]

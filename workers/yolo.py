@@ -8,7 +8,8 @@ here, because the library's predictor spends its time on what a corpus job does 
 Security and manners: a ``.pt`` file is a pickle, so it is opened with ``weights_only=True`` and
 the library's allow-list of network classes; nothing in it can run code. Nothing is downloaded,
 installed or reported: the environment is set before the import, and the library's settings file
-goes to a private temporary directory unless ``YOLO_CONFIG_DIR`` says otherwise.
+goes to a private temporary directory unless ``YOLO_CONFIG_DIR`` says otherwise. What its import
+changes in PIL, cv2, torch and NumPy is put back.
 
 ultralytics is licensed under AGPL-3.0; installing the extra ``yolo`` means accepting that.
 """
@@ -20,7 +21,8 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -438,8 +440,10 @@ def _import_ultralytics() -> tuple[Any, Any]:
         os.environ["YOLO_CONFIG_DIR"] = str(_private_folder())
     try:
         import torch
-        import ultralytics
-        from ultralytics.nn import tasks
+
+        with _patches_undone():
+            import ultralytics
+            from ultralytics.nn import tasks
     except ImportError as error:
         raise RuntimeError(
             "YOLO needs the package ultralytics (AGPL-3.0): pip install 'maskmill[yolo]', "
@@ -453,6 +457,31 @@ def _import_ultralytics() -> tuple[Any, Any]:
             f"install {wanted} or newer, pip install -U 'maskmill[yolo]'"
         )
     return torch, tasks
+
+
+@contextmanager
+def _patches_undone() -> Iterator[None]:
+    """Undo what the import of ultralytics changes in other libraries.
+
+    It replaces functions of PIL, cv2 and torch for the whole process (a broken picture then fails
+    with a missing HEIF plugin instead of `UnidentifiedImageError`), stops cv2's threads, and
+    changes how NumPy prints.
+    """
+    import cv2
+    import torch
+    from PIL import Image
+
+    owned: list[tuple[Any, str]] = [(Image, "open"), (torch, "save")]
+    owned += [(cv2, name) for name in ("imread", "imwrite", "imshow") if hasattr(cv2, name)]
+    before = [getattr(module, name) for module, name in owned]
+    num_threads = cv2.getNumThreads()
+    try:
+        with np.printoptions():
+            yield
+    finally:
+        for (module, name), function in zip(owned, before, strict=True):
+            setattr(module, name, function)
+        cv2.setNumThreads(num_threads)
 
 
 def _private_folder() -> Path:
