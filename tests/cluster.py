@@ -24,14 +24,29 @@ from pathlib import Path
 
 import psutil
 
-_START_TIMEOUT_S = 150.0
+_START_TIMEOUT_S = 90.0
+_SERVICES = (
+    "node-manager",
+    "object-manager",
+    "dashboard-agent-listen",
+    "dashboard-agent-grpc",
+    "runtime-env-agent",
+    "metrics-export",
+)
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """Return a TCP port that nothing listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """Return a TCP port that nothing listens on, on any address, at this moment.
+
+    It lies below the ports that the kernel gives to outgoing connections: on a busy machine many
+    seconds pass before Ray binds it, and one of those might take it meanwhile.
+    """
+    for _ in range(1000):
+        port = 15_000 + secrets.randbelow(17_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise RuntimeError("no free port between 15000 and 32000")
 
 
 def _end_with_parent() -> None:
@@ -118,6 +133,7 @@ class RayCluster:
         self.port = free_port()
         self.cpus_per_node = cpus_per_node
         self.nodes: list[RayNode] = []
+        self._num_added = 0
         try:
             self.head = self._start_node("127.0.0.1", head_cpus, head=True)
             for _ in range(num_nodes):
@@ -143,11 +159,40 @@ class RayCluster:
 
     def add_node(self, *, wait: bool = True) -> RayNode:
         """Start one more node, as an autoscaler would."""
-        node = self._start_node(f"127.0.0.{len(self.nodes) + 2}", self.cpus_per_node)
+        self._num_added += 1
+        node = self._start_node(f"127.0.0.{self._num_added + 1}", self.cpus_per_node)
         self.nodes.append(node)
         if wait:
             self._wait_started(node)
         return node
+
+    def drain(self, node: RayNode) -> None:
+        """Announce that a node is about to be taken away, as a cloud's spot notice does."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        environment |= self.environment
+        ray_command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node"]
+        subprocess.run(
+            [
+                *ray_command,
+                f"--address={self.address}",
+                f"--node-id={self._node_id(node)}",
+                "--reason=DRAIN_NODE_REASON_PREEMPTION",
+                "--reason-message=spot notice",
+                "--deadline-remaining-seconds=60",
+            ],
+            env=environment,
+            check=True,
+            capture_output=True,
+            timeout=_START_TIMEOUT_S,
+        )
+
+    def _node_id(self, node: RayNode) -> str:
+        """Return Ray's id of a node, which its raylet was started with."""
+        (raylet,) = node.find("raylet")
+        for word in raylet.cmdline():
+            if word.startswith("--node_id="):
+                return str(word).partition("=")[2]
+        raise RuntimeError(f"the raylet of {node.ip} does not tell its id: {raylet.cmdline()}")
 
     def close(self) -> None:
         """Kill every process of the cluster and remove its folder."""
@@ -161,7 +206,6 @@ class RayCluster:
             command += [
                 "--head",
                 f"--port={self.port}",
-                f"--temp-dir={self.folder}",
                 "--include-dashboard=false",
                 f"--ray-client-server-port={free_port()}",
             ]
@@ -169,6 +213,8 @@ class RayCluster:
             command += [f"--address={self.address}"]
         command += [
             f"--node-ip-address={ip}",
+            # One each: nodes that start at the same time would choose the same socket in one.
+            f"--temp-dir={self.folder}/{ip.rpartition('.')[2]}",
             f"--num-cpus={num_cpus}",
             "--num-gpus=0",
             "--object-store-memory=80000000",
@@ -176,6 +222,8 @@ class RayCluster:
             "--max-worker-port=0",
             "--disable-usage-stats",
             "--include-log-monitor=false",
+            # Left to Ray, some of these are fixed numbers, and a taken one ends the raylet.
+            *(f"--{service}-port={free_port()}" for service in _SERVICES),
             "--log-style=record",
         ]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
@@ -186,7 +234,7 @@ class RayCluster:
             "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
         del environment["RAY_ADDRESS"]
-        environment["RAY_raylet_start_wait_time_s"] = "120"  # the machine may be busy with others
+        environment["RAY_raylet_start_wait_time_s"] = "60"  # the machine may be busy with others
         log_path = self.folder / f"node-{ip}.log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(
@@ -214,8 +262,15 @@ class RayCluster:
             if node.process.poll() is not None:
                 break
             time.sleep(0.1)
+        words = "\n".join(
+            line[:500]
+            for path in self.folder.glob("*/session_2*/logs/raylet*")
+            for line in path.read_text(errors="replace").splitlines()
+            if " C " in line[:60] or "Check failed" in line or " E " in line[:60]
+        )
         raise RuntimeError(
-            f"the Ray node {node.ip} did not start: {node.log_path.read_text(errors='replace')}"
+            f"the Ray node {node.ip} did not start: "
+            f"{node.log_path.read_text(errors='replace')[-500:]}\n{words}"
         )
 
 
