@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from jobs.planner import DEFAULT_FPS, Plan, make_plan, read_inputs
 from jobs.probe import probe_video
+from jobs.progress import format_duration
 from jobs.report import fact, quarantine_lines
 from jobs.settings import to_toml
 from jobs.startup import weights_sha256
@@ -175,10 +176,10 @@ def preview_lines(
     num_frames = int(plan.num_frames[readable].sum())
     lines.append(fact("frames", f"about {num_frames:,} to track"))
     if preview.hours is not None:
-        lines.append(fact("length", f"about {preview.hours:,.2f} hours of video"))
+        lines.append(fact("length", f"about {_hours(preview.hours)} of video"))
     worker_hours = num_frames / fps / 3600
     lines.append(
-        fact("work", f"about {worker_hours:,.2f} worker-hours at {fps:g} frames/s (--fps)")
+        fact("work", f"about {_hours(worker_hours)} of one worker at {fps:g} frames/s (--fps)")
     )
     if price is not None:
         cost = worker_hours * price
@@ -248,3 +249,8 @@ def _log_state(config: RunConfig) -> LogState | None:
         )
         state.check_settings(settings)
     return state
+
+
+def _hours(hours: float) -> str:
+    """Return hours as such where they are some, else as a duration."""
+    return f"{hours:,.1f} hours" if hours >= 1 else format_duration(3600 * hours)
