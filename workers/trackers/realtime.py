@@ -176,9 +176,10 @@ class RealtimeTracker:
         if len(ids) != len(boxes) or len(set(ids)) != len(ids):
             raise ValueError(f"{len(boxes)} boxes need as many different object ids, got {ids}")
         if previous is None or mode == "reset":
-            if image.ndim != 3:
-                raise ValueError(f"a frame must be RGB of shape (H, W, 3), got {image.shape}")
-            session = self._loader.open_session(image.shape[0], image.shape[1])
+            shape = np.shape(image)
+            if len(shape) != 3:
+                raise ValueError(f"a frame must be RGB of shape (H, W, 3), got {shape}")
+            session = self._loader.open_session(shape[0], shape[1])
             kept = RealtimeState(self.config, session)
         else:
             assert given is not None
