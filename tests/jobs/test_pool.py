@@ -395,6 +395,23 @@ def test_no_node_has_what_a_worker_needs(cluster: RayCluster) -> None:
     assert process.wait(30) == 3
 
 
+def test_loss_of_a_node_that_is_taken_away_is_a_preemption(cluster: RayCluster) -> None:
+    # Given a worker on a node of its own, which is then drained as before a spot interruption
+    process = driver(cluster.environment)
+    pids = [int(expect(process, "UP").split()[2]) for _ in range(2)]
+    victim = next(n for n in cluster.nodes if pids[0] in {p.pid for p in n.processes()})
+    cluster.drain(victim)
+    # When the node goes
+    victim.kill_raylet()
+    # Then the worker was preempted
+    assert "'preempted'" in expect(process, "WorkerDown")
+    process.kill()
+    process.wait(30)
+    cluster.nodes.remove(victim)
+    victim.kill()
+    cluster.add_node()
+
+
 def test_lost_node_and_lost_head(cluster: RayCluster) -> None:
     """Last in this file: it leaves the cluster in ruins."""
     # Given a driver with a worker on each of two nodes
