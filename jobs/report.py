@@ -45,7 +45,8 @@ def summary_lines(summary: RunSummary, command: str) -> list[str]:
     lines = ["", f"run {summary.run_id} {head} -> {summary.out_uri}", ""]
     num_left = num_total - summary.num_skipped
     if summary.num_skipped:
-        lines.append(fact("videos", f"{num_total:,}, {summary.num_skipped:,} settled before"))
+        skipped = f"{summary.num_skipped:,} of {num_total:,} videos, settled before"
+        lines.append(fact("skipped", skipped))
     committed = f"{summary.num_committed:,} of {num_left:,} videos"
     lines.append(fact("committed", committed if num_left else "nothing was left to do"))
     if summary.quarantined:

@@ -94,7 +94,7 @@ def test_life_of_a_dataset(place: Path, capsys: pytest.CaptureFixture[str]) -> N
 
     # The same command again finds everything settled.
     assert cli.main(["run", *command(place)]) == 1
-    assert "3 settled before" in capsys.readouterr().out
+    assert "3 of 3 videos, settled before" in capsys.readouterr().out
 
     assert cli.main(["status", str(out)]) == 0
     text = capsys.readouterr()

@@ -161,6 +161,6 @@ def test_demo_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
     assert cli.main(["demo", "--out", str(folder)]) == 0
     again = capsys.readouterr().out
-    assert "1 settled before" in again
+    assert "1 of 1 videos, settled before" in again
     assert f"J&F {j_and_f:.3f}" in again
     assert cli.main(["verify", str(folder / "dataset")]) == 0

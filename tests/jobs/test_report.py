@@ -37,7 +37,7 @@ def text_of(summary: RunSummary) -> str:
 
 def test_all_committed() -> None:
     text = text_of(DONE)
-    assert "40, 10 settled before" in text
+    assert "10 of 40 videos, settled before" in text
     assert "30 of 30 videos" in text
     assert "3,000 frames, 9,000 masks" in text
     assert "50.0 frames/s over 1 min 00 s" in text
@@ -71,7 +71,7 @@ def test_nothing_was_left_to_do() -> None:
         DONE, num_committed=0, num_frames=0, num_masks=0, wall_s=0.0, stage_seconds={}
     )
     text = text_of(summary)
-    assert "10, 10 settled before" in text
+    assert "10 of 10 videos, settled before" in text
     assert "nothing was left to do" in text
     assert "frames/s" not in text
     assert "where the time went" not in text
