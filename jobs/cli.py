@@ -29,7 +29,7 @@ from jobs.flags import (
     CommandLine,
     configured,
 )
-from workers.errors import ConfigError, FailureKind, MaskmillError
+from workers.errors import ConfigError, FailureKind, MaskmillError, TaskError
 
 if TYPE_CHECKING:
     from jobs.config import RunConfig
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         for sentence in str(error).splitlines() or [type(error).__name__]:
             print(f"error: {sentence}", file=sys.stderr)
-        return error.exit_code
+        return _exit_code(error)
     except OSError as error:
         if debug:
             traceback.print_exc()
@@ -97,6 +97,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _explain_fault(error, debug)
     return 0
+
+
+def _exit_code(error: MaskmillError) -> int:
+    """Return an error's exit code; one of a single video never means "some are quarantined"."""
+    if isinstance(error, TaskError):
+        return 3 if error.kind in (FailureKind.OUTAGE, FailureKind.TRANSIENT) else 2
+    return error.exit_code
 
 
 def _explain_os_error(error: OSError) -> int:
@@ -114,12 +121,13 @@ def _explain_fault(error: Exception, debug: bool) -> int:
     if debug:
         print(text, file=sys.stderr)
     path = Path(tempfile.gettempdir()) / f"maskmill-fault-{time.strftime('%Y%m%d-%H%M%S')}.txt"
-    path.write_text(text, encoding="utf-8")
-    print(
-        f"error: maskmill itself failed ({type(error).__name__}: {error}); the details are in "
-        f"{path}, please report them",
-        file=sys.stderr,
-    )
+    try:
+        path.write_text(text, encoding="utf-8")
+        where = f"the details are in {path}, please report them"
+    except OSError as refused:
+        where = f"the details cannot be kept in {path} ({refused.strerror}), --debug shows them"
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    print(f"error: maskmill itself failed ({what}); {where}", file=sys.stderr)
     return EXIT_FAULT
 
 

@@ -28,7 +28,7 @@ from jobs import cli
 from jobs.config import RunConfig
 from jobs.flags import CORPUS, MODEL, OUT, PROMPTS, STORES, WORKERS
 from jobs.settings import known_keys
-from workers.errors import FencedOut
+from workers.errors import FencedOut, InputError, MaskmillError, OutageError
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = (
@@ -273,6 +273,33 @@ def test_our_own_fault_says_where_its_traceback_is(
     (kept,) = tmp_path.iterdir()
     assert str(kept) in sentence
     assert "ZeroDivisionError" in kept.read_text()
+
+
+def test_fault_that_cannot_be_kept_is_still_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def faulty(*args: Any, **kwargs: Any) -> int:
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    monkeypatch.setattr(cli, "run_and_report", faulty)
+    assert cli.main(["run", "clips", "--out", "o"]) == cli.EXIT_FAULT
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert "division by zero" in sentence
+    assert "cannot be kept" in sentence
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(InputError("no frames"), 2), (OutageError("denied"), 3)]
+)
+def test_error_of_one_video_never_means_that_the_run_finished(
+    error: MaskmillError, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "run_and_report", fail)
+    assert cli.main(["run", "clips", "--out", "o"]) == code
 
 
 def test_full_disk_is_exit_3(
