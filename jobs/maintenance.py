@@ -44,7 +44,7 @@ from jobs.records import (
 )
 from workers import rle
 from workers.errors import ConfigError, FencedOut, StoreError
-from workers.sinks.schema import arrow_schema
+from workers.sinks.schema import SCHEMA_VERSION, arrow_schema
 from workers.storage import Store
 
 if TYPE_CHECKING:
@@ -557,7 +557,7 @@ def _verify_file(
     with pq.ParquetFile(local) as parquet:
         if not parquet.schema_arrow.equals(schema):
             report.problems.append(
-                f"{file.key} has other columns than schema version 1 of {file.table}"
+                f"{file.key} has other columns than schema version {SCHEMA_VERSION} of {file.table}"
             )
             return
         if parquet.metadata.num_rows != file.num_rows:
