@@ -258,7 +258,15 @@ def _faults(
     corpus: Corpus, prompts: RunPrompts, config: RunConfig, settled: NDArray[np.bool_]
 ) -> dict[int, str]:
     """Return the rows that cannot be tracked as they are, each with its reason."""
+    import pyarrow.compute as pc
+
     faults = {row: reason for row, reason in corpus.faults.items() if not settled[row]}
+    # Known from the listing: longest first would line all of them up at the end of a run, where so
+    # many alike failures in a row look like an outage.
+    empty = pc.and_(pc.equal(corpus.table["kind"], "file"), pc.equal(corpus.table["size_bytes"], 0))
+    for row in np.flatnonzero(pc.fill_null(empty, False).to_numpy() & ~settled).tolist():
+        name = corpus.source(row).name
+        faults[row] = f"{name} is empty (0 bytes): upload it again or remove it from the corpus"
     if prompts.is_per_video:
         where = config.prompts.file or config.prompts.dir or "the manifest"
         for row in np.flatnonzero(~settled).tolist():

@@ -281,13 +281,15 @@ class RayPool:
             _check_reachable(address)
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._is_local:
+            # Ray's 30 s are too short for a start on a machine that is busy with other things.
+            os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
             options |= self._local_options()
         else:
             options["address"] = address
         with _own_sigterm_kept():
             try:
                 ray.init(**options)
-            except (ValueError, RuntimeError, ConnectionError, TimeoutError, rex.RayError) as error:
+            except Exception as error:  # a node that starts too slowly raises a bare Exception
                 raise _join_error(address, error) from error
         self._owns_ray = True
         _keep_messages_off_the_terminal()
