@@ -29,6 +29,7 @@ from workers.logs import RunLog, log_context, process_name
 from workers.messages import Attempt, Phase, Progress, Proposal, TaskFailed, WorkerReady, WorkerSpec
 from workers.pipeline import track_video
 from workers.prompts.detector import create_detector
+from workers.sinks.parts import warm_up
 from workers.storage import open_store
 from workers.trackers.base import TrackingConfig, TrackingModelLoader
 from workers.trackers.registry import create_tracking_loader
@@ -148,6 +149,7 @@ class TrackingWorker:
         _limit_threads(self.spec.num_threads)
         self._loader = self._load_tracker()
         self._detector = self._load_detector()
+        warm_up()
         # Again, for the libraries that were imported on the way.
         _limit_threads(self.spec.num_threads)
         classes: Mapping[int, str] = (

@@ -18,7 +18,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-LENGTHS = (200, 4000)
 WIDTH, HEIGHT, FPS = 640, 360, 25
 
 
@@ -82,6 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tracker", default="flow")
     parser.add_argument("--checkpoint", help="weights of the tracker")
+    parser.add_argument("--lengths", type=int, nargs=2, default=[200, 4000], help="in frames")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
@@ -89,12 +89,12 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     context = multiprocessing.get_context("spawn")
-    peaks: dict[int, list[int]] = {length: [] for length in LENGTHS}
+    peaks: dict[int, list[int]] = {length: [] for length in args.lengths}
     with tempfile.TemporaryDirectory() as folder:
         clip = str(Path(folder) / "clip.mp4")
-        write_clip(Path(clip), max(LENGTHS))
+        write_clip(Path(clip), max(args.lengths))
         for _ in range(args.repeats):
-            for length in LENGTHS:
+            for length in args.lengths:
                 out = context.Queue()
                 child = context.Process(
                     target=peak_bytes, args=(clip, length, args.tracker, args.checkpoint, out)
@@ -104,8 +104,8 @@ def main() -> None:
                 child.join()
                 print(f"{length:6} frames {peaks[length][-1] / 2**20:9.1f} MiB", flush=True)
     medians = {length: statistics.median(values) for length, values in peaks.items()}
-    growth = medians[max(LENGTHS)] / medians[min(LENGTHS)] - 1
-    print(f"{args.tracker}: {max(LENGTHS)} against {min(LENGTHS)} frames: {growth:+.2%}")
+    growth = medians[max(args.lengths)] / medians[min(args.lengths)] - 1
+    print(f"{args.tracker}: {max(args.lengths)} against {min(args.lengths)} frames: {growth:+.2%}")
     if args.json:
         figures = {"tracker": args.tracker, "peak_bytes": medians, "growth": growth}
         args.json.write_text(json.dumps(figures, indent=1) + "\n")

@@ -23,10 +23,31 @@ from workers.storage.faults import os_fault
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-FLUSH_ROWS = 2048
-"""Rows of a row group in staging; about 300 kB of masks, two megabytes as Python values."""
+FLUSH_ROWS = 1024
+"""Rows of a row group in staging: about 150 kB of masks, a megabyte as Python values. Smaller groups
+would not save memory in a long video: their metadata is kept until the file is closed."""
 FLUSH_BYTES = 4 << 20
 """Variable-length bytes at which a row group is written earlier."""
+
+
+def warm_up() -> None:
+    """Load what the first row group of a process loads, before a video pays for it.
+
+    Notes
+    -----
+    Also makes Arrow take its memory from the C library. Its own pools reserve megabytes for every
+    thread that writes, and keep them; there is a new one for each video.
+    """
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pa.set_memory_pool(pa.system_memory_pool())
+    schema = arrow_schema("masks")
+    zeros = {field.name: [b"" if pa.types.is_binary(field.type) else 0] for field in schema}
+    with pq.ParquetWriter(io.BytesIO(), schema, **writer_options("masks")) as writer:
+        writer.write_table(pa.table(zeros, schema=schema))
 
 
 class PartStore(Protocol):
