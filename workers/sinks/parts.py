@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 FLUSH_ROWS = 1024
-"""Rows of a row group in staging: about 150 kB of masks, a megabyte as Python values. Smaller groups
-would not save memory in a long video: their metadata is kept until the file is closed."""
+"""Rows of a row group in staging: about 150 kB of masks, a megabyte as Python values.
+
+Smaller groups would not save memory in a long video: their metadata is kept until the file is
+closed.
+"""
 FLUSH_BYTES = 4 << 20
 """Variable-length bytes at which a row group is written earlier."""
 
