@@ -82,6 +82,8 @@ PUBLISH_AFTER_S = 300.0
 """Commits become visible at the latest after this long."""
 INTERRUPT_WITHIN_S = 10.0
 """An interrupted run waits this long for its attempts to end: notices of spot nodes are short."""
+PROBE_AFTER_S = 2.0
+"""Headers are read from here on: before, the workers' start needs the cores."""
 POLL_S = 0.2
 """The loop wakes at least this often, to draw progress and to see a signal."""
 
@@ -348,7 +350,11 @@ class _Run:
     def track(self, probes: ProbeCache) -> None:
         """Track every video of the plan."""
         num_tasks = len(self.plan.order)
-        probes.start(self.plan.sources(self.plan.order), self.config.corpus.store.options())
+        probes.start(
+            self.plan.sources(self.plan.order),
+            self.config.corpus.store.options(),
+            after_s=PROBE_AFTER_S,
+        )
         spec = self.config.worker_spec(run_id=self.run_id, config_fingerprint=self.fingerprint)
         self.pool = self.pool_factory(self.config, spec)
         try:

@@ -2,7 +2,8 @@
 
 A probe reads the container's header and decodes one frame; nothing is downloaded. Results are
 advice: they order tasks and estimate totals. Whether a video can be used is decided by the worker
-that decodes it, so a wrong or missing probe costs time at most.
+that decodes it, so a wrong or missing probe costs time at most. During a run they are made in
+child processes, since a file that crashes a decoder must not take the driver along.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -24,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from jobs.isolation import CallLostError, CannotStartError, Isolated
 from workers.errors import InputError, StoreError, TaskError
 from workers.messages import SourceKind, StoreOptions, VideoSource
 from workers.storage import Store, open_store, split_uri
@@ -54,6 +56,13 @@ _SAVE_ROWS = 1000
 _SAVE_AFTER_S = 30.0
 _MOST_FILES = 16
 _MOST_FAILURES = 20
+"""Probes that may fail in a row before there are no more."""
+_MOST_LOSSES = 20
+"""Children that may be lost in a run: each costs its successor's start."""
+_GIVE_UP_AFTER_S = 120.0
+"""A probe that takes longer hangs: requests to a store have shorter limits of their own."""
+_VIDEOS_PER_CHILD = 16
+"""A child starts when those before it have probed so many each: it must be worth its start."""
 
 _log = logging.getLogger(__name__)
 
@@ -191,19 +200,25 @@ class ProbeCache:
     ----------
     store : Store
         The output.
+    probe : callable, optional
+        Probes one video, in a child process; a function that can be imported by its name.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(
+        self, store: Store, *, probe: Callable[[VideoSource, StoreOptions], ProbeRow] | None = None
+    ) -> None:
         self._store = store
+        self._probe = probe or _probe
         self._table: pa.Table | None = None
         self._keys = np.zeros(0, np.int64)
         self._files: list[str] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._children: list[Isolated[ProbeRow]] = []
         self._fresh: list[dict[str, Any]] = []
         self._saved_s = time.monotonic()
-        self._num_failures = 0
+        self._num_failures = self._num_losses = self._num_probed = 0
 
     def get(self, keys: NDArray[np.int64], etags: Sequence[str | None] | pa.Array) -> pa.Table:
         """Return what is known about some videos, as `SCHEMA`.
@@ -246,42 +261,65 @@ class ProbeCache:
         return np.asarray(pc.fill_null(frames, -1), np.int64)
 
     def start(
-        self, sources: Iterable[VideoSource], options: StoreOptions, max_workers: int = 4
+        self,
+        sources: Iterable[VideoSource],
+        options: StoreOptions,
+        max_workers: int = 4,
+        *,
+        after_s: float = 0.0,
     ) -> None:
-        """Probe videos in the background; returns at once.
+        """Probe videos in the background; returns at once. Once per cache.
+
+        A probe that crashes or hangs is lost, and nothing is said about its video.
 
         Parameters
         ----------
         sources : iterable of VideoSource
-            Taken one at a time as threads become free; those known already are passed over.
+            Taken one at a time as children become free; those known already are passed over.
         options : StoreOptions
             How to reach them.
         max_workers : int
-            Probes at the same time.
+            Probes at the same time, each in a child process of its own; the first child starts
+            with the first video that is not known, the others when there are many.
+        after_s : float
+            Seconds before the first probe: a run that ends sooner has no use for any, and one that
+            is starting has better use for its cores.
         """
         pending = iter(sources)
         turn = threading.Lock()
-        self._threads += [
-            threading.Thread(
-                target=self._work,
-                args=(pending, turn, options),
-                name=f"probe-{number}",
-                # a probe that hangs on a store must not keep the process alive
-                daemon=True,
-            )
-            for number in range(max_workers)
-        ]
-        for thread in self._threads[-max_workers:]:
-            thread.start()
+
+        def next_source() -> VideoSource | None:
+            with turn:
+                return next(pending, None)
+
+        def work() -> None:
+            self._stop.wait(after_s)
+            self._work(next_source, options, add_worker)
+
+        def add_worker() -> None:
+            with self._lock:
+                if len(self._threads) >= max_workers:
+                    return
+                # a daemon: a probe that hangs must not keep the process alive
+                name = f"probe-{len(self._threads)}"
+                self._threads.append(threading.Thread(target=work, name=name, daemon=True))
+                self._threads[-1].start()
+
+        add_worker()
 
     def wait(self) -> None:
         """Wait until every source that was given to `start` is probed."""
+        # a thread that adds another does so before it ends itself
         for thread in self._threads:
             thread.join()
 
     def close(self) -> None:
-        """Stop probing, give running probes two seconds, save what is there; never raises."""
+        """Stop probing, dropping what is under way, and save what is there; never raises."""
         self._stop.set()
+        with self._lock:
+            children = list(self._children)
+        for child in children:
+            child.close()
         deadline = time.monotonic() + 2
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -294,26 +332,53 @@ class ProbeCache:
             _log.warning("probes could not be saved: %s", error)
 
     def _work(
-        self, pending: Iterator[VideoSource], turn: threading.Lock, options: StoreOptions
+        self,
+        next_source: Callable[[], VideoSource | None],
+        options: StoreOptions,
+        add_worker: Callable[[], None],
     ) -> None:
-        while not self._stop.is_set() and self._num_failures < _MOST_FAILURES:
-            try:
-                with turn:
-                    source = next(pending, None)
-                if source is None:
-                    return
-                if self._is_known(source):
+        child = Isolated(self._probe, timeout_s=_GIVE_UP_AFTER_S)
+        with self._lock:
+            self._children.append(child)
+        try:
+            while self._goes_on():
+                source = None
+                try:
+                    source = next_source()
+                    if source is None:
+                        return
+                    if self._is_known(source):
+                        continue
+                    row = child(source, options)
+                    self._num_failures = 0
+                    self._keep(source, row)
+                except FileNotFoundError:
+                    # the worker will say so; a cached "gone" would outlive the file's return
                     continue
-                row = _probe(source, options)
-                self._num_failures = 0
-                self._keep(source, row)
-            except FileNotFoundError:
-                # the worker will say so; a cached "gone" would outlive the file's return
-                continue
-            except Exception as error:
-                # whatever a header or a store does to a probe, the run goes on without it
-                self._num_failures += 1
-                _log.warning("a probe failed: %s", error)
+                except CallLostError as error:
+                    if not self._stop.is_set():
+                        self._num_losses += 1
+                        _log.warning("%s was not probed: %s", source and source.name, error)
+                except CannotStartError as error:
+                    _log.warning("headers are not read during this run: %s", error)
+                    self._stop.set()
+                except Exception as error:
+                    # whatever a header or a store does to a probe, the run goes on without it
+                    self._num_failures += 1
+                    _log.warning("a probe failed: %s", error)
+                else:
+                    self._num_probed += 1
+                    if self._num_probed >= _VIDEOS_PER_CHILD * len(self._threads):
+                        add_worker()
+        finally:
+            child.close()
+
+    def _goes_on(self) -> bool:
+        return (
+            not self._stop.is_set()
+            and self._num_failures < _MOST_FAILURES
+            and self._num_losses < _MOST_LOSSES
+        )
 
     def _is_known(self, source: VideoSource) -> bool:
         with self._lock:

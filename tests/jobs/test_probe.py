@@ -6,16 +6,23 @@
 * An unusable video is a row with a reason, never an exception; a store that refuses is one.
 * The cache lives in the output, by key and etag; it fills in the background, survives its own
   loss, merges its files, and neither blocks a start nor raises.
+* A probe that kills its process, or hangs, is that video's loss alone, and no verdict about it;
+  where every probe dies, there is an end to new processes.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from jobs import probe as probe_module
@@ -23,6 +30,7 @@ from jobs.config import CorpusConfig
 from jobs.corpus import Corpus, list_corpus, video_key
 from jobs.probe import PROBES_PREFIX, SCHEMA, ProbeCache, ProbeRow, probe_video
 from tests import media, servers
+from tests.jobs import bad_probes
 from workers.errors import StoreUnavailable
 from workers.messages import SourceKind, StoreOptions, VideoSource
 from workers.storage import Store, open_store
@@ -188,14 +196,53 @@ def test_the_cache_fills_and_is_kept(out: Store, corpus: Corpus) -> None:
     reasons = dict(zip(names, table["reason"].to_pylist(), strict=True))
     assert reasons["a.mp4"] == ""
     assert "c.mp4 is text" in reasons["c.mp4"]
-    # and does not read them again
-    read: list[VideoSource] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probe_module, "_probe", lambda source, options: read.append(source))
-        again.start(sources(corpus), OPTIONS)
-        again.wait()
-        again.close()
-    assert read == []
+    # and does not read them again: no process is started for it
+    again.start(sources(corpus), OPTIONS)
+    again.wait()
+    again.close()
+    assert [child.pid for child in again._children] == [None]
+
+
+def test_a_crash_is_one_videos_loss(out: Store, corpus: Corpus) -> None:
+    # given a video that kills the process that looks at it
+    cache = ProbeCache(out, probe=bad_probes.crash_on_b)
+    cache.start(sources(corpus), OPTIONS, max_workers=1)
+    cache.wait()
+    cache.close()
+    # then the others are known, and of that one nothing is said, neither good nor bad
+    again = ProbeCache(out)
+    table = again.get(corpus.keys, corpus.table["etag"].combine_chunks())
+    found = dict(zip(corpus.table["name"].to_pylist(), table.to_pylist(), strict=True))
+    assert found["a.mp4"]["num_frames"] == 10
+    assert found["c.mp4"]["readable"] is False
+    assert (found["b"]["num_frames"], found["b"]["readable"]) == (None, None)
+    # and a decoder that can read it is asked again
+    again.start(sources(corpus), OPTIONS)
+    again.wait()
+    again.close()
+    assert sorted(everything(ProbeCache(out), corpus)) == [-1, 4, 10]
+
+
+def test_crashes_have_an_end(out: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe_module, "_MOST_LOSSES", 3)
+    calls = tmp_path / "calls"
+    cache = ProbeCache(out, probe=bad_probes.crash)
+    cache.start((source_of(calls) for _ in iter(int, 1)), OPTIONS, max_workers=1)
+    cache.wait()
+    assert calls.read_text().split() == ["x"] * 3
+    cache.close()
+
+
+def test_more_children_for_many_videos(
+    out: Store, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe_module, "_VIDEOS_PER_CHILD", 1)
+    cache = ProbeCache(out)
+    cache.start(sources(corpus), OPTIONS, max_workers=2)
+    cache.wait()
+    cache.close()
+    assert len(cache._children) == 2
+    assert sorted(everything(ProbeCache(out), corpus)) == [-1, 4, 10]
 
 
 def test_another_content_is_another_probe(out: Store, corpus: Corpus) -> None:
@@ -234,40 +281,87 @@ def test_a_damaged_cache_is_probed_again(out: Store, corpus: Corpus) -> None:
 
 
 def test_failures_never_reach_the_run(
-    out: Store, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+    out: Store, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*args: object) -> ProbeRow:
-        raise StoreUnavailable("503")
-
-    monkeypatch.setattr(probe_module, "_probe", fail)
-    cache = ProbeCache(out)
     # even when there is no end of sources, probing gives up
-    cache.start((corpus.source(0) for _ in iter(int, 1)), OPTIONS)
+    calls = tmp_path / "calls"
+    cache = ProbeCache(out, probe=bad_probes.fail)
+    cache.start((source_of(calls) for _ in iter(int, 1)), OPTIONS)
     cache.wait()
+    assert len(calls.read_text().split()) == 20
+
+    def fail(*args: object) -> None:
+        raise StoreUnavailable("503")
 
     monkeypatch.setattr(type(out), "write_bytes", fail)
     cache._keep(corpus.source(0), ProbeRow())
     cache.close()
 
 
-def test_a_probe_that_hangs_does_not_hold_the_end(
-    out: Store, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    release, began = threading.Event(), threading.Event()
-
-    def hang(source: VideoSource, options: StoreOptions) -> ProbeRow:
-        began.set()
-        release.wait(60)
-        return ProbeRow()
-
-    monkeypatch.setattr(probe_module, "_probe", hang)
-    cache = ProbeCache(out)
-    cache.start(sources(corpus), OPTIONS, max_workers=1)
-    assert began.wait(10)
+def test_a_probe_that_hangs_does_not_hold_the_end(out: Store, tmp_path: Path) -> None:
+    began = tmp_path / "pid"
+    cache = ProbeCache(out, probe=bad_probes.hang)
+    cache.start([source_of(began)], OPTIONS)
     [thread] = [one for one in threading.enumerate() if one.name == "probe-0"]
     assert thread.daemon
+    wait_until(began.exists)
+    assert thread.is_alive()
     cache.close()
-    assert thread.is_alive(), "close returned although the probe still hangs"
-    release.set()
-    thread.join(10)
-    assert not thread.is_alive(), "and it stops when it can"
+    assert not thread.is_alive()
+    assert not psutil.pid_exists(int(began.read_text()))
+
+
+def test_a_probe_that_hangs_is_given_up(
+    out: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe_module, "_GIVE_UP_AFTER_S", 0.5)
+    began = tmp_path / "pid"
+    cache = ProbeCache(out, probe=bad_probes.hang)
+    cache.start([source_of(began)], OPTIONS)
+    cache.wait()
+    assert not psutil.pid_exists(int(began.read_text()))
+    cache.close()
+
+
+def test_children_end_with_the_driver(tmp_path: Path) -> None:
+    # given a driver, which has no guard around its main module, and a probe that hangs in its child
+    began, script = tmp_path / "pid", tmp_path / "driver.py"
+    script.write_text(
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from jobs.probe import ProbeCache\n"
+        "from tests.jobs import bad_probes\n"
+        "from tests.jobs.test_probe import OPTIONS, source_of\n"
+        "from workers.storage import open_store\n"
+        "cache = ProbeCache(open_store(sys.argv[1]), probe=bad_probes.hang)\n"
+        "cache.start([source_of(sys.argv[2])], OPTIONS)\n"
+        "if len(sys.argv) == 3:\n"
+        "    time.sleep(3600)\n"
+        "while not Path(sys.argv[2]).exists():\n"
+        "    time.sleep(0.05)\n"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    words = [sys.executable, str(script), str(tmp_path / "out"), str(began)]
+    environment = os.environ | {"PYTHONPATH": root}
+    # when it is killed, its child ends too
+    driver = subprocess.Popen(words, env=environment)
+    try:
+        wait_until(began.exists)
+        child = int(began.read_text())
+        assert psutil.pid_exists(child)
+    finally:
+        driver.kill()
+        driver.wait()
+    wait_until(lambda: not psutil.pid_exists(child))
+    # and when it ends by itself, without closing anything, the child does not hold it up
+    began.unlink()
+    assert subprocess.run([*words, "ends"], env=environment, timeout=60).returncode == 0
+    child = int(began.read_text())
+    wait_until(lambda: not psutil.pid_exists(child))
+
+
+def wait_until(condition: Callable[[], bool], within_s: float = 60) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
