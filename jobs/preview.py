@@ -11,13 +11,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.isolation import CallLostError, Isolated
 from jobs.planner import DEFAULT_FPS, Plan, make_plan, read_inputs
-from jobs.probe import probe_video
+from jobs.probe import ProbeRow, probe_video
 from jobs.progress import format_duration
 from jobs.report import fact, quarantine_lines
 from jobs.settings import to_toml
@@ -27,12 +29,14 @@ if TYPE_CHECKING:
     from jobs.commit_log import LogState
     from jobs.config import RunConfig
     from jobs.corpus import Corpus
-    from jobs.probe import ProbeRow
+    from workers.messages import StoreOptions, VideoSource
 
 MAX_PROBES = 256
 """Videos whose headers are read; a header costs a few ranged reads."""
-PROBE_THREADS = 16
-"""Headers read at the same time: each waits for a store, not for a core."""
+PROBE_CHILDREN = 4
+"""Processes that read headers; each waits for a store more than for a core."""
+PROBE_TIMEOUT_S = 60.0
+"""A header that takes longer is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +116,8 @@ def make_preview(config: RunConfig, *, max_probes: int = MAX_PROBES) -> Preview:
     picked = np.unique(np.linspace(0, len(left) - 1, min(len(left), max_probes)).astype(int))
     rows = [int(left[at]) for at in picked] if len(left) else []
     options = config.corpus.store.options()
-    with ThreadPoolExecutor(PROBE_THREADS) as pool:
-        probes = pool.map(lambda row: probe_video(inputs.corpus.source(row), options), rows)
-        probed = dict(zip(rows, probes, strict=True))
+    sources = [inputs.corpus.source(row) for row in rows]
+    probed = dict(zip(rows, probe_all(sources, options), strict=True))
     plan = make_plan(config, inputs, state, SampledCounts(inputs.corpus, probed))
     told = [p for p in probed.values() if p.duration_us and p.num_frames]
     hours = None
@@ -127,6 +130,51 @@ def make_preview(config: RunConfig, *, max_probes: int = MAX_PROBES) -> Preview:
         num_frames = float((plan.num_frames * stride)[rows_left].sum())
         hours = num_frames * seconds_per_frame / 3600
     return Preview(plan, probed, hours)
+
+
+def probe_all(sources: Sequence[VideoSource], options: StoreOptions) -> list[ProbeRow]:
+    """Read the headers of some videos, in child processes: a broken file may crash a decoder.
+
+    Parameters
+    ----------
+    sources : sequence of VideoSource
+        The videos.
+    options : StoreOptions
+        How to reach them.
+
+    Returns
+    -------
+    list of ProbeRow
+        In the order of the sources.
+
+    Raises
+    ------
+    StoreError
+        The store refused or did not answer.
+    """
+    children = [
+        Isolated(probe_video, timeout_s=PROBE_TIMEOUT_S)
+        for _ in range(min(len(sources), PROBE_CHILDREN))
+    ]
+    free: SimpleQueue[Isolated[ProbeRow]] = SimpleQueue()
+    for child in children:
+        free.put(child)
+
+    def probe(source: VideoSource) -> ProbeRow:
+        child = free.get()
+        try:
+            return child(source, options)
+        except CallLostError as error:
+            return ProbeRow(readable=False, reason=f"the header of {source.name} is fatal: {error}")
+        finally:
+            free.put(child)
+
+    try:
+        with ThreadPoolExecutor(max(1, len(children))) as pool:
+            return list(pool.map(probe, sources))
+    finally:
+        for child in children:
+            child.close()
 
 
 def readable_rows(preview: Preview) -> NDArray[np.int64]:
