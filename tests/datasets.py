@@ -41,7 +41,7 @@ def read_table(out: Path, table: str) -> pa.Table:
 
 def results(out: Path) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of a dataset that must not depend on what happened on the way."""
-    found = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for table in RESULT_TABLES:
         if not list((out / table).glob("*.parquet")):
             found[table] = []
@@ -77,7 +77,9 @@ def assert_whole(out: Path, frames_per_video: Mapping[str, int]) -> None:
 
     def sql(query: str) -> list[tuple[Any, ...]]:
         tables = ("masks", "frames", "objects", "videos")
-        return db.sql(query.format(**{t: f"'{out}/{t}/*.parquet'" for t in tables})).fetchall()
+        globs = {table: f"'{out}/{table}/*.parquet'" for table in tables}
+        rows: list[tuple[Any, ...]] = db.sql(query.format(**globs)).fetchall()
+        return rows
 
     names = dict(sql("SELECT name, frames_tracked FROM {videos}"))
     assert names == dict(frames_per_video)

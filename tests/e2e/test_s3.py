@@ -65,7 +65,7 @@ def test_corpus_and_output_in_a_bucket(seaweedfs: S3Server, tmp_path: Path) -> N
     # The same command again has nothing to do; a changed object is new work.
     code, told = run(seaweedfs, corpus, out, tmp_path / "prompts.jsonl")
     assert code == 0, told
-    assert "0 of 5" in told
+    assert "5 of 5 videos, settled before" in told
     frames["clip-002.mp4"] = 17
     write_video(tmp_path / "corpus" / "clip-002.mp4", num_frames=17)
     upload(seaweedfs, tmp_path / "corpus", corpus)
@@ -101,8 +101,10 @@ def test_a_store_that_ignores_conditions_is_refused(rclone: S3Server, tmp_path: 
 def test_denied_and_empty_buckets(seaweedfs: S3Server, tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", 1)
     out = seaweedfs.new_bucket()
-    words = ("--tracker", "fake", "--prompts", tmp_path / "prompts.jsonl", "--path-style")
-    words += ("--endpoint-url", seaweedfs.endpoint_url)
+    words = (
+        *("--tracker", "fake", "--prompts", tmp_path / "prompts.jsonl"),
+        *("--path-style", "--endpoint-url", seaweedfs.endpoint_url),
+    )
     reader = seaweedfs.environment(reader=True)
     code, told = finish(maskmill("run", tmp_path / "corpus", "--out", out, *words, env=reader))
     assert code == 3, told
