@@ -58,15 +58,22 @@ def wait_for_progress(driver: subprocess.Popen[str], out: Path, more_than: int) 
         time.sleep(0.1)
 
 
-def worker_processes(cluster: RayCluster) -> list[psutil.Process]:
-    return [p for node in cluster.nodes for p in node.find("ray::TrackingWorker")]
+def wait_for_worker(cluster: RayCluster) -> list[psutil.Process]:
+    """Wait until a node runs a worker; return the processes of all workers."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        found = [p for node in cluster.nodes for p in node.find("ray::TrackingWorker")]
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError("no worker came up within two minutes")
 
 
 def test_survives_ten_kills(cluster: RayCluster, tmp_path: Path) -> None:
     # Given an undisturbed run
     frames = write_corpus(tmp_path / "corpus", NUM_VIDEOS)
     corpus, calm, wild = tmp_path / "corpus", tmp_path / "calm", tmp_path / "wild"
-    code, told = finish(start(cluster, corpus, calm, sleep_s=0.2))
+    code, told = finish(start(cluster, corpus, calm, sleep_s=0.0))
     assert code == 0, told
     assert_whole(calm, frames)
 
@@ -74,13 +81,13 @@ def test_survives_ten_kills(cluster: RayCluster, tmp_path: Path) -> None:
     dice = random.Random(7)
     victims = ["worker", "raylet", "driver"] * 4
     dice.shuffle(victims)
-    driver = start(cluster, corpus, wild, sleep_s=0.2)
+    driver = start(cluster, corpus, wild, sleep_s=0.3)
     for victim in victims[:NUM_KILLS]:
-        wait_for_progress(driver, wild, num_committed(wild))
-        time.sleep(dice.uniform(0, 1.0))
+        wait_for_worker(cluster)
+        time.sleep(dice.uniform(0, 2.5))
         assert driver.poll() is None, f"the run ended before the {victim} could be killed"
         if victim == "worker":
-            dice.choice(worker_processes(cluster)).send_signal(signal.SIGKILL)
+            dice.choice(wait_for_worker(cluster)).send_signal(signal.SIGKILL)
         elif victim == "raylet":
             node = dice.choice(cluster.nodes)
             node.kill_raylet()
@@ -89,13 +96,13 @@ def test_survives_ten_kills(cluster: RayCluster, tmp_path: Path) -> None:
         else:
             os.killpg(driver.pid, signal.SIGKILL)
             driver.wait()
-            driver = start(cluster, corpus, wild, sleep_s=0.2)
+            driver = start(cluster, corpus, wild, sleep_s=0.3)
     code, told = finish(driver)
 
     # Then the dataset is the same
     assert code == 0, told
     assert_whole(wild, frames)
-    assert_same(wild, results(calm))
+    assert_same(wild, results(calm, but={"config_fingerprint"}), but={"config_fingerprint"})
     assert not verify(open_store(str(wild)), deep=True).problems
 
 
