@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from jobs.config import RunConfig
     from workers.storage import Store
 
+EXIT_INTERRUPTED = 130
 EXIT_FAULT = 70
 """A fault of this program (EX_SOFTWARE): not one of the outcomes a caller may act upon."""
 AGPL_NOTICE = (
@@ -406,6 +407,10 @@ def run_and_report(config: RunConfig, command: str, **options: Any) -> int:
     reporter = make_reporter()
     try:
         summary = drive(config, reporter=reporter, **options)
+    except KeyboardInterrupt:
+        text = "stopped at once: what is committed stays, the same command again resumes"
+        reporter.on_message("warning", text)
+        return EXIT_INTERRUPTED
     finally:
         reporter.close()
     write_summary(summary, command)

@@ -114,6 +114,8 @@ class RunSummary:
         Every video of the corpus that is in quarantine now.
     interrupted : bool
         A signal ended the run.
+    num_unfinished : int
+        Videos that an interrupted run has left over.
     warnings : tuple of str
         What did not stop the run but should be known.
     """
@@ -130,6 +132,7 @@ class RunSummary:
     stage_seconds: dict[str, float]
     quarantined: tuple[tuple[str, str, str], ...]
     interrupted: bool = False
+    num_unfinished: int = 0
     warnings: tuple[str, ...] = ()
 
 
@@ -371,6 +374,11 @@ class _Run:
             self.perform(self.scheduler.start(self.clock()))
             while not self.scheduler.is_done and self.clock() < self.give_up_at_s:
                 self.turn()
+        except KeyboardInterrupt:
+            # Told a second time: no worker gets time to free its model.
+            for worker_id in self.ledger.living():
+                self.pool.kill(worker_id)
+            raise
         finally:
             self.pool.close()
             self.ledger.all_gone("the run ended")
@@ -675,6 +683,10 @@ class _Run:
             stage_seconds=dict(self.stage_seconds),
             quarantined=quarantined,
             interrupted=self.interrupted,
+            num_unfinished=len(self.plan.order)
+            + len(self.plan.invalid)
+            - self.num_committed
+            - self.num_quarantined,
             warnings=self.warnings(),
         )
 

@@ -101,8 +101,12 @@ class Ledger:
 
     def all_gone(self, reason: str) -> None:
         """Close every account that is still open."""
-        for worker_id in self._accounts:
+        for worker_id in self.living():
             self.gone(worker_id, reason)
+
+    def living(self) -> list[str]:
+        """Return the workers whose account is open."""
+        return [key for key, account in self._accounts.items() if account.exit_reason is None]
 
     def _rest(self, account: WorkerAccount) -> None:
         if account.busy_since_s is not None:

@@ -40,10 +40,10 @@ def write_summary(summary: RunSummary, command: str, stream: TextIO | None = Non
 
 def summary_lines(summary: RunSummary, command: str) -> list[str]:
     """Return the summary of a run, line by line."""
-    num_total = summary.num_committed + summary.num_quarantined + summary.num_skipped
+    num_left = summary.num_committed + summary.num_quarantined + summary.num_unfinished
+    num_total = num_left + summary.num_skipped
     head = "stopped" if summary.interrupted else "finished"
     lines = ["", f"run {summary.run_id} {head} -> {summary.out_uri}", ""]
-    num_left = num_total - summary.num_skipped
     if summary.num_skipped:
         skipped = f"{summary.num_skipped:,} of {num_total:,} videos, settled before"
         lines.append(fact("skipped", skipped))
