@@ -25,7 +25,7 @@ class Background:
         """Whether nothing is under way."""
         return self._thread is None or not self._thread.is_alive()
 
-    def start(self, job: Callable[[], None]) -> None:
+    def start(self, job: Callable[[], object]) -> None:
         """Run `job` in a thread of its own; the one before must have ended."""
 
         def guarded() -> None:
