@@ -436,7 +436,7 @@ class _Run:
                         under_way.progress = beat
                         self.show_worker(worker_id, under_way)
                     actions += self.scheduler.progress(
-                        beat.attempt_id, beat.phase, beat.num_steps, now
+                        beat.attempt_id, beat.phase, beat.num_steps + beat.num_bytes, now
                     )
         return actions
 

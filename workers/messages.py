@@ -398,16 +398,19 @@ class Progress:
     phase : Phase
         Where the attempt is.
     num_steps : int
-        Frames stepped by the tracker so far (not frames emitted), plus bytes or frames read while
-        downloading: any growth is progress.
+        Frames stepped by the tracker so far (not frames emitted); before the first one is, frames
+        decoded. With `num_bytes`, any growth is progress.
     num_masks : int
         Masks emitted so far.
+    num_bytes : int
+        Bytes fetched so far, then bytes uploaded.
     """
 
     attempt_id: str
     phase: Phase
     num_steps: int
     num_masks: int = 0
+    num_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
