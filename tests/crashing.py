@@ -74,9 +74,13 @@ class CrashingStore(Store):
         """Overwrite one object; may die."""
         self._write("write_bytes", key, lambda: self._inner.write_bytes(key, data))
 
-    def put_file(self, local_path: str | Path, key: str) -> None:
+    def put_file(
+        self, local_path: str | Path, key: str, *, on_bytes: Callable[[int], None] | None = None
+    ) -> None:
         """Upload one file; may die."""
-        self._write("put_file", key, lambda: self._inner.put_file(local_path, key))
+        self._write(
+            "put_file", key, lambda: self._inner.put_file(local_path, key, on_bytes=on_bytes)
+        )
 
     def create(self, key: str, data: bytes) -> bool:
         """Create one object if absent; may die."""

@@ -218,7 +218,9 @@ def test_files_go_there_and_back(store: Store, tmp_path: Path) -> None:
         sent, received = tmp_path / "sent", tmp_path / "received"
         sent.write_bytes(content(size))
         counted: list[int] = []
-        store.put_file(sent, "dir/file.bin")
+        store.put_file(sent, "dir/file.bin", on_bytes=counted.append)
+        assert sum(counted) == size
+        counted.clear()
         store.get_file("dir/file.bin", received, on_bytes=counted.append)
         assert received.read_bytes() == sent.read_bytes()
         assert sum(counted) == size
@@ -233,7 +235,10 @@ def test_large_files_go_there_and_back(
     sent, received = tmp_path / "sent", tmp_path / "received"
     sent.write_bytes(data)
     counted: list[int] = []
-    store.put_file(sent, "large.bin")
+    store.put_file(sent, "large.bin", on_bytes=counted.append)
+    assert sum(counted) == len(data)
+    assert len(counted) > 1, "a large file is told piece by piece"
+    counted.clear()
     found = store.stat("large.bin")
     assert found is not None
     assert found.size_bytes == len(data)

@@ -336,12 +336,14 @@ class Interrupting(LocalStore):
         super().__init__(uri)
         self.before: tuple[str, Callable[[], None]] | None = None
 
-    def put_file(self, local_path: str | Path, key: str) -> None:
+    def put_file(
+        self, local_path: str | Path, key: str, *, on_bytes: Callable[[int], None] | None = None
+    ) -> None:
         """Call what is due, then write."""
         if self.before is not None and key.startswith(self.before[0]):
             call, self.before = self.before[1], None
             call()
-        super().put_file(local_path, key)
+        super().put_file(local_path, key, on_bytes=on_bytes)
 
 
 @pytest.mark.parametrize("moment", ["masks/", "objects/", "videos/", "_segments/"])

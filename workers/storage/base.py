@@ -150,7 +150,9 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def put_file(self, local_path: str | Path, key: str) -> None:
+    def put_file(
+        self, local_path: str | Path, key: str, *, on_bytes: Callable[[int], None] | None = None
+    ) -> None:
         """Write a local file as an object, replacing what was there; never seen in part.
 
         Parameters
@@ -159,6 +161,9 @@ class Store(ABC):
             The file; it stays.
         key : str
             The object.
+        on_bytes : callable, optional
+            Called with the number of bytes that were sent since its last call; small files are
+            one call, after they have arrived.
         """
 
     @abstractmethod

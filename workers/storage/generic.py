@@ -100,10 +100,25 @@ class FsspecStore(Store):
     def write_bytes(self, key: str, data: bytes) -> None:
         self._call("pipe_file", key, self._path(key), data)
 
-    def put_file(self, local_path: str | Path, key: str) -> None:
+    def put_file(
+        self, local_path: str | Path, key: str, *, on_bytes: Callable[[int], None] | None = None
+    ) -> None:
+        from fsspec.callbacks import Callback
+
         if not Path(local_path).is_file():
             raise FileNotFoundError(f"{local_path} does not exist")
-        self._call("put_file", key, str(local_path), self._path(key))
+        num_sent = 0
+
+        def sent(total: int) -> None:
+            nonlocal num_sent
+            if on_bytes is not None and total > num_sent:
+                on_bytes(total - num_sent)
+            num_sent = max(num_sent, total)
+
+        callback = Callback(hooks={"sent": lambda _, total: sent(total)})
+        self._call("put_file", key, str(local_path), self._path(key), callback=callback)
+        # Some of these file systems count nothing on the way.
+        sent(Path(local_path).stat().st_size)
 
     def create(self, key: str, data: bytes) -> bool:
         try:

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 import stat
 import time
 import uuid
@@ -87,7 +86,9 @@ class LocalStore(Store):
         with self._faults(key, writing=True), self._complete_file(key, data) as temporary:
             Path(temporary).replace(self._path(key))
 
-    def put_file(self, local_path: str | Path, key: str) -> None:
+    def put_file(
+        self, local_path: str | Path, key: str, *, on_bytes: Callable[[int], None] | None = None
+    ) -> None:
         try:
             source = Path(local_path).open("rb")  # noqa: SIM115 - closed below
         except OSError as error:
@@ -95,7 +96,7 @@ class LocalStore(Store):
         with (
             source,
             self._faults(key, writing=True),
-            self._complete_file(key, source) as temporary,
+            self._complete_file(key, source, on_bytes) as temporary,
         ):
             Path(temporary).replace(self._path(key))
 
@@ -117,7 +118,9 @@ class LocalStore(Store):
             return True
 
     @contextlib.contextmanager
-    def _complete_file(self, key: str, content: bytes | BinaryIO) -> Iterator[str]:
+    def _complete_file(
+        self, key: str, content: bytes | BinaryIO, on_bytes: Callable[[int], None] | None = None
+    ) -> Iterator[str]:
         """Yield a synced file with a dot-name in the folder of `key`; then sync that folder."""
         folder = os.path.dirname(self._path(key))
         temporary = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
@@ -127,7 +130,10 @@ class LocalStore(Store):
                 if isinstance(content, bytes):
                     file.write(content)
                 else:
-                    shutil.copyfileobj(content, file, _COPY_BYTES)
+                    while chunk := content.read(_COPY_BYTES):
+                        file.write(chunk)
+                        if on_bytes is not None:
+                            on_bytes(len(chunk))
                 file.flush()
                 os.fsync(file.fileno())
             yield temporary

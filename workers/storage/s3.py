@@ -148,7 +148,9 @@ class S3Store(Store):
     def write_bytes(self, key: str, data: bytes) -> None:
         self._call(lambda: self._client.put_object(**self._object(key), Body=data), key)
 
-    def put_file(self, local_path: str | Path, key: str) -> None:
+    def put_file(
+        self, local_path: str | Path, key: str, *, on_bytes: Callable[[int], None] | None = None
+    ) -> None:
         path = Path(local_path)
         try:
             size = path.stat().st_size
@@ -158,10 +160,14 @@ class S3Store(Store):
             raise os_fault(error, str(path), writing=False) from error
         if size <= _ONE_PUT_BYTES:
             self.write_bytes(key, data)
+            if on_bytes is not None:
+                on_bytes(size)
         else:
-            self._put_parts(path, size, key)
+            self._put_parts(path, size, key, on_bytes)
 
-    def _put_parts(self, path: Path, size: int, key: str) -> None:
+    def _put_parts(
+        self, path: Path, size: int, key: str, on_bytes: Callable[[int], None] | None
+    ) -> None:
         """Upload a large file in parts; a failed upload leaves nothing behind."""
         part_bytes = max(_PART_BYTES, -(-size // _MAX_PARTS))
         place = self._object(key)
@@ -183,8 +189,12 @@ class S3Store(Store):
             )
             return {"ETag": answer["ETag"], "PartNumber": number}
 
+        def sent(part: dict[str, Any]) -> None:
+            if on_bytes is not None:
+                on_bytes(min(part_bytes, size - (part["PartNumber"] - 1) * part_bytes))
+
         try:
-            parts = _in_parallel(send, range(1, -(-size // part_bytes) + 1))
+            parts = _in_parallel(send, range(1, -(-size // part_bytes) + 1), sent)
             self._call(lambda: self._complete(place, upload, parts, key, size), key)
         except BaseException:
             # The first fault is the one to tell.
