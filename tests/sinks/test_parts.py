@@ -2,7 +2,8 @@
 
 * Rows come back as they went in, in row groups of bounded rows and bytes.
 * Size and SHA-256 of a part are those of the uploaded file; its key is the attempt's own.
-* A table without rows has no file. Local files are gone at the end, whatever happened.
+* A table without rows has no file. The spool directory is made when missing; local files are gone
+  at the end, whatever happened.
 * Writers that fail say so with the errors of the store.
 * Sums per object: first and last frame, means, and the overlap of boxes on consecutive frames.
 """
@@ -34,9 +35,10 @@ def test_rows_come_back_in_bounded_groups(tmp_path: Path) -> None:
     with PartWriter(store, 4, "attempt", tmp_path) as parts:
         for idx in range(num_rows):
             parts.append("frames", frame_row(idx))
-        assert parts.num_rows("frames") == num_rows
-        assert parts.num_rows("masks") == 0
-        (part,) = parts.finish()
+        size_bytes = parts.close_files()
+        sent: list[int] = []
+        (part,) = parts.upload(sent.append)
+        assert sum(sent) == size_bytes == part.size_bytes
 
     assert (part.table, part.key) == ("frames", "_staging/4/attempt/frames-0.parquet")
     path = tmp_path / "out" / part.key
@@ -56,15 +58,26 @@ def test_large_values_bring_the_next_flush_nearer(tmp_path: Path) -> None:
     with PartWriter(store, 1, "a", tmp_path) as parts:
         for idx in range(9):
             parts.append("frames", frame_row(idx), FLUSH_BYTES // 4)
-        (part,) = parts.finish()
+        parts.close_files()
+        (part,) = parts.upload()
     file = pq.ParquetFile(tmp_path / "out" / part.key)
     assert [file.metadata.row_group(i).num_rows for i in range(3)] == [4, 4, 1]
 
 
 def test_nothing_written_is_nothing_staged(tmp_path: Path) -> None:
     with PartWriter(open_store(str(tmp_path / "out")), 1, "a", tmp_path) as parts:
-        assert parts.finish() == ()
+        parts.close_files()
+        assert parts.upload() == ()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_spool_directory_is_made(tmp_path: Path) -> None:
+    spool = tmp_path / "not" / "yet"
+    with PartWriter(open_store(str(tmp_path / "out")), 1, "a", spool) as parts:
+        parts.append("frames", frame_row(0))
+        parts.close_files()
+        assert len(parts.upload()) == 1
+    assert list(spool.iterdir()) == []
 
 
 @pytest.mark.parametrize("num_rows", [1, FLUSH_ROWS + 1])
@@ -87,8 +100,9 @@ def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "out"))
     with PartWriter(store, 1, "a", tmp_path) as parts:
         parts.append("frames", frame_row(0))
+        parts.close_files()
         with pytest.raises(StoreError, match="out"):
-            parts.finish()
+            parts.upload()
 
 
 def test_a_full_spool_is_a_full_store(tmp_path: Path) -> None:
@@ -121,7 +135,8 @@ def test_sums_per_object(tmp_path: Path) -> None:
         rows.finish()
         assert (rows.num_objects, rows.num_frames, rows.num_masks) == (2, 5, 4)
         assert (rows.first_frame, rows.last_frame) == (10, 18)
-        staged = {part.table: part for part in parts.finish()}
+        parts.close_files()
+        staged = {part.table: part for part in parts.upload()}
     table = pq.read_table(tmp_path / "out" / staged["objects"].key).to_pylist()
     first, never = table
     assert (first["object_id"], first["category_id"]) == (1, 3)

@@ -8,10 +8,11 @@ no other attempt can have.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -56,7 +57,9 @@ def warm_up() -> None:
 class PartStore(Protocol):
     """What a writer needs of a store (see `workers.storage.Store`)."""
 
-    def put_file(self, local_path: str | Path, key: str) -> None:
+    def put_file(
+        self, local_path: str | Path, key: str, *, on_bytes: Callable[[int], None] | None = None
+    ) -> None:
         """Write a local file under `key`, complete before it is visible."""
 
 
@@ -87,7 +90,7 @@ class PartWriter:
         The attempt.
     spool_dir : str or Path or None
         Where the local files are kept until they are uploaded; None is the system's temporary
-        directory.
+        directory, another is made when missing.
 
     Raises
     ------
@@ -105,6 +108,8 @@ class PartWriter:
         self._store = store
         self._prefix = staging_prefix(epoch, attempt_id)
         try:
+            if spool_dir is not None:
+                Path(spool_dir).mkdir(parents=True, exist_ok=True)
             self._folder = Path(tempfile.mkdtemp(prefix="maskmill-parts-", dir=spool_dir))
         except OSError as error:
             where = str(spool_dir or tempfile.gettempdir())
@@ -128,10 +133,6 @@ class PartWriter:
             file = self._files[table] = _TableFile(table, self._folder / f"{table}-0.parquet")
         file.append(row, num_bytes)
 
-    def num_rows(self, table: str) -> int:
-        """Return how many rows a table has so far."""
-        return self._files[table].num_rows if table in self._files else 0
-
     def close_files(self) -> int:
         """Write what is still buffered and close every file.
 
@@ -144,8 +145,13 @@ class PartWriter:
             file.close()
         return sum(file.size_bytes for file in self._files.values())
 
-    def upload(self) -> tuple[Part, ...]:
+    def upload(self, on_bytes: Callable[[int], None] | None = None) -> tuple[Part, ...]:
         """Put the closed files into staging.
+
+        Parameters
+        ----------
+        on_bytes : callable, optional
+            Called with the number of bytes that were sent since its last call.
 
         Returns
         -------
@@ -155,15 +161,10 @@ class PartWriter:
         parts = []
         for file in self._files.values():
             key = f"{self._prefix}{file.path.name}"
-            self._store.put_file(file.path, key)
+            self._store.put_file(file.path, key, on_bytes=on_bytes)
             file.path.unlink()
             parts.append(Part(file.table, key, file.num_rows, file.size_bytes, file.sha256))
         return tuple(parts)
-
-    def finish(self) -> tuple[Part, ...]:
-        """Close and upload everything."""
-        self.close_files()
-        return self.upload()
 
     def abort(self) -> None:
         """Drop buffers and local files; may be called at any time, also twice."""
@@ -255,7 +256,9 @@ class _TableFile:
             self._sink.deaf = True
             if self._writer is not None:
                 self._writer.close()
-            self._sink.close()
+            # What is still buffered is tried once more, on the disk that may just have been full.
+            with contextlib.suppress(OSError):
+                self._sink.close()
         self._writer = None
 
 
