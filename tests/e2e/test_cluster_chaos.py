@@ -23,7 +23,7 @@ import pytest
 
 from jobs.commit_log import read_state
 from jobs.maintenance import verify
-from tests.cluster import RayCluster, ray_cluster
+from tests.cluster import RayCluster, RayNode, ray_cluster
 from tests.datasets import assert_same, assert_whole, results
 from tests.e2e.corpora import finish, maskmill, write_corpus
 from workers.storage import open_store
@@ -58,6 +58,12 @@ def wait_for_progress(driver: subprocess.Popen[str], out: Path, more_than: int) 
         time.sleep(0.1)
 
 
+def living_nodes(cluster: RayCluster) -> list[RayNode]:
+    """Return the nodes that are up, at least one: the others may still be starting."""
+    wait_for_worker(cluster)
+    return [node for node in cluster.nodes if node.find("raylet")]
+
+
 def wait_for_worker(cluster: RayCluster) -> list[psutil.Process]:
     """Wait until a node runs a worker; return the processes of all workers."""
     deadline = time.monotonic() + 120
@@ -89,7 +95,7 @@ def test_survives_ten_kills(cluster: RayCluster, tmp_path: Path) -> None:
         if victim == "worker":
             dice.choice(wait_for_worker(cluster)).send_signal(signal.SIGKILL)
         elif victim == "raylet":
-            dice.choice([n for n in cluster.nodes if n.find("raylet")]).kill_raylet()
+            dice.choice(living_nodes(cluster)).kill_raylet()
             cluster.add_node(wait=False)
         else:
             os.killpg(driver.pid, signal.SIGKILL)
