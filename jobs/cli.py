@@ -110,8 +110,10 @@ def _exit_code(error: MaskmillError) -> int:
 def _explain_os_error(error: OSError) -> int:
     """Print what the operating system refused; a full disk and a missing right are the store's."""
     where = f"{error.filename}: " if error.filename else ""
-    print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-    return 3 if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT) else 2
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    advice = "; free some space and type the same command again" if is_full else ""
+    print(f"error: {where}{error.strerror or error}{advice}", file=sys.stderr)
+    return 3 if is_full or error.errno in (errno.EACCES, errno.EROFS) else 2
 
 
 def _explain_fault(error: Exception, debug: bool) -> int:

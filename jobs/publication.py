@@ -46,6 +46,7 @@ from workers.errors import FencedOut, StoreError
 from workers.messages import Part
 from workers.sinks.schema import ROW_GROUP_ROWS, arrow_schema, writer_options
 from workers.storage import Store
+from workers.storage.faults import os_fault
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -308,9 +309,9 @@ class Publisher:
     def _finish(self, pending: PendingPlan) -> None:
         """Build, show and seal one plan, from wherever it was left."""
         plan = pending.plan
-        with tempfile.TemporaryDirectory(prefix="maskmill-", dir=self._spool_dir) as spool:
+        with _spool_folder(self._spool_dir) as spool:
             build = self._build_aside if plan.replaces else self._build_visible
-            built, rejected = build(pending, Path(spool))
+            built, rejected = build(pending, spool)
         files = tuple(
             SegmentFile(f.table, plan.key(i), f.low, f.high, b.num_rows, b.size_bytes, b.sha256)
             for i, (f, b) in enumerate(zip(plan.files, built, strict=True))
@@ -706,6 +707,18 @@ class _Builder:
                 rows = pa.Table.from_batches([batch]).filter(keep)
                 if rows.num_rows:
                     yield rows.cast(arrow_schema(planned.table))
+
+
+@contextlib.contextmanager
+def _spool_folder(spool_dir: str | None) -> Iterator[Path]:
+    """Yield a folder for files under construction; what the disk refuses becomes a StoreError."""
+    try:
+        if spool_dir is not None:
+            Path(spool_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="maskmill-", dir=spool_dir) as spool:
+            yield Path(spool)
+    except OSError as error:
+        raise os_fault(error, spool_dir or tempfile.gettempdir(), writing=True) from error
 
 
 def _part_rows(found: bytes | Path, video_key: int, part: Part) -> Iterator[pa.Table]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from workers.errors import (
     TrackerError,
     TransientError,
 )
+from workers.storage.faults import FULL
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def task_error(error: Exception, name: str) -> TaskError:
             f"{name}: memory ran out ({_first_line(error)}): give each worker more, or use a "
             f"smaller model or image size"
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in FULL:
         return OutageError(
             f"{name}: no space is left on {error.filename or 'the local disk'}: free some, or "
             f"name another --spool-dir"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from workers.errors import StoreDenied, StoreError, StoreFull, StoreUnavailable
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Error numbers of a write that found no room: the disk, a quota, a limit on the size of files."""
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _MISSING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 _PASSING = {
@@ -46,7 +48,9 @@ def os_fault(error: OSError, uri: str, *, writing: bool) -> Exception:
     code = error.errno
     reason = (error.strerror or str(error) or type(error).__name__).strip()
     verb = "written" if writing else "read"
-    if code in _FULL:
+    if code in FULL:
+        # in the system's words: libraries that write wrap them in their own
+        reason = os.strerror(code)
         return StoreFull(
             f"{uri} cannot be written: {reason.lower()}; free some space or choose another place"
         )
