@@ -50,6 +50,8 @@ class CorpusConfig(Section):
     """Files, prefixes, globs or folders of frames, as fsspec URLs."""
     manifest: str | None = None
     """CSV, JSONL or Parquet with a column `video`."""
+    videos: tuple[str, ...] = ()
+    """Only these, by name or URI, however many more are listed; all of them when empty."""
     limit: int | None = Field(default=None, ge=1)
     sample: int | None = Field(default=None, ge=1)
     seed: int = 0

@@ -74,6 +74,29 @@ _FLUSH_ROWS = 1 << 16
 _GLOB = re.compile(r"[*?\[]")
 
 
+_NAMING = ["uri", "name", "kind"]
+"""Columns that say how a video may be called."""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What a name means.
+
+    Attributes
+    ----------
+    rows : list of int
+        Rows of the corpus, ascending.
+    names : dict of str to str
+        Name by URI of every listed video that fits; several mean that the name is ambiguous.
+    num_ranges : int
+        Rows that were listed for them, selected or not: the ranges of one video, where it is one.
+    """
+
+    rows: list[int]
+    names: dict[str, str]
+    num_ranges: int
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Corpus:
     """The videos of a run.
@@ -91,6 +114,8 @@ class Corpus:
         Files that were found and are no videos.
     warnings : tuple of str
         What the user should know, a sentence each.
+    left_out : pyarrow.Table or None
+        Columns ``uri``, ``name`` and ``kind`` of the videos that were listed and not selected.
     keys : ndarray of int64, shape (len,)
         Column ``video_key``.
     """
@@ -100,6 +125,7 @@ class Corpus:
     faults: Mapping[int, str] = field(default_factory=dict)
     num_ignored: int = 0
     warnings: tuple[str, ...] = ()
+    left_out: pa.Table | None = None
     keys: NDArray[np.int64] = field(init=False)
     _index: list[_NameIndex] = field(init=False, default_factory=list)
 
@@ -123,7 +149,14 @@ class Corpus:
         return VideoSource(**cell | {"kind": SourceKind(cell["kind"])})
 
     def rows_named(self, name: str) -> list[int]:
-        """Return the rows that a name means.
+        """Return the rows that a name means; see `match`."""
+        return self.match(name).rows
+
+    def match(self, name: str) -> Match:
+        """Return what a name means among everything that was listed.
+
+        What a selection left out counts, so that a name means the same video with ``--limit`` as
+        without.
 
         Parameters
         ----------
@@ -133,10 +166,9 @@ class Corpus:
 
         Returns
         -------
-        list of int
+        Match
             Empty where nothing fits. The closest fit wins: the whole name, then without its
-            extension, then without leading folders, then without both. Several rows of one URI
-            are the ranges of one video; several URIs mean that the name is ambiguous.
+            extension, then without leading folders, then without both.
 
         Notes
         -----
@@ -144,27 +176,11 @@ class Corpus:
         microseconds.
         """
         if not self._index:
-            self._index.append(_NameIndex(self.table))
-        return self._index[0].rows(name)
-
-    def find(self, name: str) -> list[int]:
-        """Return the rows of the one video that `name` means, or nothing where none fits.
-
-        Raises
-        ------
-        ConfigError
-            Several videos fit; the sentence lists them.
-        """
-        rows = self.rows_named(name)
-        names = {self.table["uri"][row].as_py(): self.table["name"][row].as_py() for row in rows}
-        if len(names) > 1:
-            listed = ", ".join(sorted(set(names.values()))[:5])
-            more = ", ..." if len(names) > 5 else ""
-            raise ConfigError(
-                f"the name {name!r} fits {len(names)} videos ({listed}{more}): write the path "
-                "below the corpus root, or the URI"
-            )
-        return rows
+            table = self.table.select(_NAMING)
+            if self.left_out is not None:
+                table = pa.concat_tables([table, self.left_out]).combine_chunks()
+            self._index.append(_NameIndex(table))
+        return self._index[0].match(name, len(self))
 
 
 def list_corpus(config: CorpusConfig, *, stat: bool = True) -> Corpus:
@@ -186,7 +202,8 @@ def list_corpus(config: CorpusConfig, *, stat: bool = True) -> Corpus:
     Raises
     ------
     ConfigError
-        Nothing was asked for or found, or a manifest is unreadable as a whole.
+        Nothing was asked for or found, a manifest is unreadable as a whole, or a video to pick
+        is not there.
     StoreError
         The store cannot be reached or refuses.
     """
@@ -203,12 +220,17 @@ def list_corpus(config: CorpusConfig, *, stat: bool = True) -> Corpus:
         raise ConfigError(found.nothing_sentence())
     root = _common_folder(found.bases)
     table, faults = _without_duplicates(table, faults)
-    table, faults = _select(table, faults, config)
+    table = table.append_column("name", _names(table["uri"], root))
+    rows = _select(table, config)
+    left_out = None
+    if len(rows) < table.num_rows:
+        others = np.setdiff1d(np.arange(table.num_rows), rows, assume_unique=True)
+        left_out = _in_schema(table.select(_NAMING).take(pa.array(others)))
+        table, faults = _take(table, faults, rows)
     if stat:
         table, faults = _with_stats(table, faults, options)
-    names = _names(table["uri"], root)
-    table = table.append_column("name", names).select(SCHEMA.names).cast(SCHEMA).combine_chunks()
-    return Corpus(table, root, faults, found.num_ignored, tuple(found.warnings))
+    table = _in_schema(table.select(SCHEMA.names))
+    return Corpus(table, root, faults, found.num_ignored, tuple(found.warnings), left_out)
 
 
 class _Found:
@@ -473,17 +495,43 @@ def _without_duplicates(
     return _take(table, faults, np.sort(first))
 
 
-def _select(
-    table: pa.Table, faults: Mapping[int, str], config: CorpusConfig
-) -> tuple[pa.Table, dict[int, str]]:
-    """Apply sample, then limit. A sample depends on keys and seed only, never on the order."""
+def _in_schema(table: pa.Table) -> pa.Table:
+    """Return columns in the types of `SCHEMA`, each in one chunk."""
+    schema = pa.schema([SCHEMA.field(name) for name in table.column_names])
+    return table.cast(schema).combine_chunks()
+
+
+def _select(table: pa.Table, config: CorpusConfig) -> NDArray[np.int64]:
+    """Return the rows that were picked, then sampled, then within the limit, ascending.
+
+    A sample depends on keys and seed only, never on the order.
+    """
     rows = np.arange(table.num_rows)
+    if config.videos:
+        index = _NameIndex(_in_schema(table.select(_NAMING)))
+        picked = [_only_match(index.match(name, table.num_rows), name) for name in config.videos]
+        rows = np.unique(np.concatenate([match.rows for match in picked]))
     if config.sample is not None and config.sample < len(rows):
-        scores = _mix(table["video_key"].to_numpy().view(np.uint64), config.seed)
-        rows = np.sort(np.argsort(scores, kind="stable")[: config.sample])
-    if config.limit is not None:
-        rows = rows[: config.limit]
-    return (table, dict(faults)) if len(rows) == table.num_rows else _take(table, faults, rows)
+        scores = _mix(table["video_key"].to_numpy()[rows].view(np.uint64), config.seed)
+        rows = rows[np.sort(np.argsort(scores, kind="stable")[: config.sample])]
+    return rows if config.limit is None else rows[: config.limit]
+
+
+def _only_match(match: Match, name: str) -> Match:
+    """Return a match of one video, or refuse."""
+    if not match.rows:
+        raise ConfigError(
+            f"no video of the corpus is named {name!r}: write the path below the corpus root, or "
+            "the URI"
+        )
+    if len(match.names) > 1:
+        listed = ", ".join(sorted(match.names.values())[:5])
+        more = ", ..." if len(match.names) > 5 else ""
+        raise ConfigError(
+            f"the name {name!r} fits {len(match.names)} videos ({listed}{more}): write the path "
+            "below the corpus root, or the URI"
+        )
+    return match
 
 
 def _mix(keys: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
@@ -634,8 +682,13 @@ class _NameIndex:
         self._hashes = np.frombuffer(hashes, np.int64)[order]
         self._rows = np.frombuffer(rows, np.int64)[order]
 
-    def rows(self, name: str) -> list[int]:
-        """Return the rows of the closest fit."""
+    def match(self, name: str, num_selected: int) -> Match:
+        """Return the closest fits; rows from `num_selected` on were left out of the corpus."""
+        rows = self._closest(name)
+        names = {self._uris[row].as_py(): self._names[row].as_py() for row in rows}
+        return Match([row for row in rows if row < num_selected], names, len(rows))
+
+    def _closest(self, name: str) -> list[int]:
         text = canonical_uri(name) if "://" in name else name.rstrip("/")
         wanted = hash(text)
         low = int(self._hashes.searchsorted(wanted, "left"))

@@ -135,6 +135,13 @@ CORPUS = Group(
             "prompts.",
             metavar="FILE",
         ),
+        Flag(
+            "--video",
+            ("corpus.videos",),
+            list[str],
+            "Only this video of the corpus, by name or URL; may be repeated.",
+            metavar="NAME",
+        ),
         Flag("--limit", ("corpus.limit",), int, "Only the first N videos.", metavar="N"),
         Flag(
             "--sample",
@@ -328,7 +335,8 @@ WORKERS = Group(
             "--spool-dir",
             ("pool.spool_dir",),
             str,
-            "Where workers keep downloaded videos.",
+            "Where workers keep downloaded videos and finished masks until they are uploaded, and "
+            "the driver the files that it makes of them.",
             "the temporary directory",
             "DIR",
         ),

@@ -150,7 +150,7 @@ def test_every_flag_reaches_its_key(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     line = (
-        "run a.mp4 s3://b/c//d.mp4 --manifest m.csv --limit 5 --sample 4 --seed 3 --stride 2 "
+        "run a.mp4 s3://b/c//d.mp4 --manifest m.csv --video a.mp4 --video x/b --limit 5 --sample 4 --seed 3 --stride 2 "
         "--out s3://o/p --single-driver --tracker yolo11-seg:s --checkpoint w.pt --image-size 512 "
         "--dtype float16 --device cuda:1 --option nms_iou=0.25 --option same_class=true "
         "--detector yolo11n --detector-checkpoint d.pt --detector-classes person,car "
@@ -167,6 +167,7 @@ def test_every_flag_reaches_its_key(
         "corpus": {
             "paths": [str(here / "a.mp4"), "s3://b/c//d.mp4"],
             "manifest": str(here / "m.csv"),
+            "videos": ["a.mp4", "x/b"],
             "limit": 5,
             "sample": 4,
             "seed": 3,

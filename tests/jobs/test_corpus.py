@@ -7,6 +7,7 @@
   that is unreadable as a whole, or a misspelt column, is a ConfigError.
 * Names are paths below the corpus root; shortened names are found where they are unambiguous.
 * Samples depend on the seed and the videos only; keys on URI and range only.
+* Videos can be picked by name; a name means the same in a selection as in the whole corpus.
 * What matches nothing is one sentence that says what was looked for.
 """
 
@@ -364,9 +365,45 @@ def test_names_may_be_shortened(bucket: Store) -> None:
     assert found("x") == ["x.mp4"]
     assert sorted(found("b")) == ["x/b.mkv", "y/b.mp4"]
     assert found("") == found("p4") == found("nothing") == []
-    with pytest.raises(ConfigError, match=r"the name 'b' fits 2 videos \(x/b.mkv, y/b.mp4\)"):
-        corpus.find("b")
-    assert corpus.find("x/b") == corpus.rows_named("x/b.mkv")
+    assert corpus.rows_named("x/b") == corpus.rows_named("x/b.mkv")
+
+
+def test_what_a_selection_leaves_out_still_has_its_name(tree: Path) -> None:
+    touch(tree, "x/b.mkv", "y/b.mp4")
+    whole = listed(tree)
+    part = listed(tree, videos=("x/b",))
+    assert names(part) == ["x/b.mkv"]
+    for name in ("b", "x/b", "y/b", "nothing", *names(whole)):
+        assert part.match(name).names == whole.match(name).names, name
+        assert len(whole.rows_named(name)) == part.match(name).num_ranges, name
+    assert part.rows_named("b") == [0], "rows are those of the selection"
+    assert part.rows_named("y/b") == []
+    limited = listed(tree, limit=1)
+    assert limited.match("b").names == whole.match("b").names
+
+
+def test_videos_are_picked_by_name(tree: Path, tmp_path: Path) -> None:
+    touch(tree, "x/b.mkv", "y/b.mp4")
+    whole = listed(tree)
+    uri = str(tree / "y/b.mp4")
+    for picked in (("y/b.mp4",), ("y/b",), (uri,), (uri, "y/b")):
+        part = listed(tree, videos=picked)
+        assert part.source(0) == whole.source(whole.rows_named("y/b.mp4")[0])
+        assert len(part) == 1
+    assert names(listed(tree, videos=("y/b", "x/b"), limit=1)) == ["x/b.mkv"]
+    with pytest.raises(
+        ConfigError, match=r"the name 'b' fits 3 videos \(sub/b.MKV, x/b.mkv, y/b.mp4\)"
+    ):
+        listed(tree, videos=("b",))
+    with pytest.raises(ConfigError, match=r"no video of the corpus is named 'q\.mp4'"):
+        listed(tree, videos=("q.mp4",))
+    manifest = tmp_path / "ranges.csv"
+    manifest.write_text(f"video,start_s,end_s\n{uri},0,1\n{uri},1,2\n{tree}/x/b.mkv,,\n")
+    ranges = from_manifest(manifest, videos=(uri,))
+    assert ranges.table["start_us"].to_pylist() == [0, 1_000_000]
+    assert ranges.match(uri).num_ranges == 2
+    one = from_manifest(manifest, limit=1)
+    assert (one.rows_named(uri), one.match(uri).num_ranges) == ([0], 2)
 
 
 @given(st.lists(st.text("ab/.", min_size=1, max_size=6), min_size=1, max_size=12, unique=True))
@@ -436,7 +473,7 @@ def test_a_real_bucket(seaweedfs: servers.S3Server, tmp_path: Path) -> None:
     manifest.write_text(f"video\n{root}/walk\n{root}/gone.mp4\n{root}/a b#1.mp4\n")
     from_rows = from_manifest(manifest, store=config)
     assert list(from_rows.faults) == [1]
-    assert from_rows.source(0).etag == corpus.source(corpus.find("walk")[0]).etag
+    assert from_rows.source(0).etag == corpus.source(corpus.rows_named("walk")[0]).etag
 
 
 def test_a_bucket_without_permission(seaweedfs: servers.S3Server) -> None:
