@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,6 @@ from jobs.config import RunConfig
 from jobs.corpus import Corpus, list_corpus
 from jobs.prompts import RunPrompts
 from workers.messages import VideoSource
-
-if TYPE_CHECKING:
-    pass
 
 BYTES_PER_FRAME = 12_000
 """Compressed bytes per frame of ordinary 720p video: how an unprobed video's length is guessed."""
@@ -73,8 +70,6 @@ class Plan:
         Videos of the corpus that the log already settled.
     num_frames : ndarray of int64, shape (videos,)
         Frames per corpus row, guessed from the size where unknown.
-    num_guessed : int
-        Rows whose frames were guessed.
     """
 
     corpus: Corpus
@@ -84,7 +79,6 @@ class Plan:
     num_committed: int
     num_quarantined: int
     num_frames: NDArray[np.int64]
-    num_guessed: int
 
     @property
     def num_settled(self) -> int:
@@ -104,21 +98,6 @@ class Plan:
     def num_frames_left(self) -> int:
         """Frames still to be tracked."""
         return int(self.num_frames[self.order].sum())
-
-    def worker_hours(self, fps: float) -> float:
-        """Return the worker-hours left at a stated throughput.
-
-        Parameters
-        ----------
-        fps : float
-            Frames per second of one worker.
-
-        Returns
-        -------
-        float
-            Hours of one worker.
-        """
-        return self.num_frames_left / fps / 3600
 
     def identity(self, row: int) -> int:
         """Return the identity of one row's input, as it is stored in the log."""
@@ -222,19 +201,10 @@ def make_plan(
         for row, message in faults.items()
         for source in (corpus.source(row),)
     ]
-    num_frames, num_guessed = _frame_counts(corpus, counts)
+    num_frames = _frame_counts(corpus, counts)
     left = np.flatnonzero(~settled)
     order = left[np.argsort(-num_frames[left], kind="stable")]
-    return Plan(
-        corpus,
-        prompts,
-        order,
-        tuple(invalid),
-        num_committed,
-        num_quarantined,
-        num_frames,
-        num_guessed,
-    )
+    return Plan(corpus, prompts, order, tuple(invalid), num_committed, num_quarantined, num_frames)
 
 
 def _identities(corpus: Corpus, prompts: RunPrompts, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -283,14 +253,14 @@ def _faults(
     return faults
 
 
-def _frame_counts(corpus: Corpus, counts: FrameCounts | None) -> tuple[NDArray[np.int64], int]:
-    """Return the tracked frames per row, and how many of them are guessed from sizes."""
+def _frame_counts(corpus: Corpus, counts: FrameCounts | None) -> NDArray[np.int64]:
+    """Return the tracked frames per row, guessed from sizes where they are not known."""
     table = corpus.table
     frames = np.full(len(corpus), -1, np.int64)
     if counts is not None and len(corpus):
         frames = counts.num_frames(corpus.keys, table["etag"].to_pylist())
-    guessed = frames < 0
     sizes = table["size_bytes"].fill_null(0).to_numpy().astype(np.int64)
-    frames = np.where(guessed, np.maximum(1, sizes // BYTES_PER_FRAME), frames)
+    frames = np.where(frames < 0, np.maximum(1, sizes // BYTES_PER_FRAME), frames)
     stride = table["stride"].to_numpy().astype(np.int64)
-    return np.maximum(1, frames // np.maximum(1, stride)), int(guessed.sum())
+    tracked: NDArray[np.int64] = np.maximum(1, frames // np.maximum(1, stride))
+    return tracked

@@ -87,11 +87,12 @@ def make(folder: Path, num_videos: int, num_committed: int) -> None:
 
 def config_for(folder: Path) -> Any:
     """Return the configuration of the run that is resumed."""
-    from jobs.config import CorpusConfig, OutConfig, RunConfig
+    from jobs.config import CorpusConfig, OutConfig, PromptConfig, RunConfig
 
     return RunConfig(
         corpus=CorpusConfig(manifest=str(folder / "manifest.parquet")),
         out=OutConfig(uri=str(folder / "out")),
+        prompts=PromptConfig(allow_unprompted=True),
     )
 
 
