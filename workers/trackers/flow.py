@@ -21,7 +21,7 @@ too little is left is occluded; it is then looked for by its appearance, in a wi
 around the place in the picture where it was last seen (a camera that follows an object keeps it
 there), until it is found again.
 
-Only OpenCV's own linear algebra is used, whose results do not depend on the number of threads.
+Linear algebra runs on one thread, so that results do not depend on the number of cores.
 """
 
 from __future__ import annotations
@@ -490,8 +490,7 @@ class FlowSession(TrackingSession):
             share = weight[index] / (weight[index].sum() + 1e-6)
             root = np.sqrt(share).astype(np.float32)[:, None]
             features = self._features(flat[index])
-            # Products with a matrix, not sums over an axis: OpenCV's are the same on any number
-            # of threads, and several times faster.
+            # Products with a matrix are several times faster than sums over an axis.
             first = cv2.gemm(features, root * root, 1, None, 0, flags=cv2.GEMM_1_T)
             features *= root
             found.append(_Statistics(cv2.mulTransposed(features, True), first))
@@ -680,7 +679,13 @@ class FlowLoader(TrackingModelLoader):
         return self._loaded
 
     def load(self) -> None:
-        """Make sessions possible; there is nothing to read."""
+        """Make sessions possible; there is nothing to read.
+
+        Notes
+        -----
+        From here on the process's BLAS has one thread, see `_hold_blas_to_one_thread`.
+        """
+        _hold_blas_to_one_thread()
         self._loaded = True
 
     def unload(self) -> None:
@@ -695,6 +700,20 @@ class FlowLoader(TrackingModelLoader):
             options=self._options,
             fingerprint=self._fingerprint,
         )
+
+
+@functools.cache
+def _hold_blas_to_one_thread() -> None:
+    """Make products of matrices independent of the number of cores, for the life of the process.
+
+    The wheels of OpenCV bring OpenBLAS, whose sums depend on the number of its threads: all cores
+    unless the environment says otherwise. It is not given back on `unload`, for another loader in
+    this process may still count on it.
+    """
+    import cv2  # noqa: F401 - its BLAS is found only once it is loaded
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(limits=1, user_api="blas")
 
 
 # -- pictures and maps -----------------------------------------------------------------------
