@@ -3,7 +3,15 @@
 Events come in (`worker_ready`, `attempt_failed`, `tick`, ...), actions come out (`Begin`, `Kill`,
 `Commit`, ...), and the time is an argument, so every schedule of faults can be replayed in a test.
 Pending tasks are a numpy array and a cursor; only a task that was begun and has not ended is an
-object, so ten million pending videos cost their order and one byte each.
+object, so ten million pending videos cost their order and nothing else.
+
+When many videos fail, is it they or the world around them? An outage must quarantine no good video,
+and what concerns one video must never stop a run, so final failures are counted in three ways.
+`INPUT` (the video was read and found unusable) would come back whenever it is tried: it is
+quarantined at once and says nothing about an outage, neither for it nor against it, since a corpus
+may well hold a thousand web pages named ``.mp4`` in a row. `TRANSIENT` (a store that gave no answer
+in all the tries) speaks against the store, however few workers asked and whatever it said, until a
+commit proves the contrary. All others are an outage when many in a row look alike on two workers.
 """
 
 from __future__ import annotations
@@ -14,7 +22,6 @@ import zlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from itertools import islice
 from math import isfinite
 
@@ -32,21 +39,6 @@ from workers.errors import (
 from workers.messages import Phase
 
 
-class TaskState(Enum):
-    """Where a task is; the task's entry owns it."""
-
-    PENDING = auto()
-    """Never begun; it has no entry yet."""
-    RUNNING = auto()
-    """One attempt of it is on a worker, perhaps only prefetched."""
-    RETRYING = auto()
-    """Between two attempts: waiting for its backoff or for a worker."""
-    WITHHELD = auto()
-    """Failed for good, but not quarantined before it is clear that this is no outage."""
-    COMMITTED = auto()
-    QUARANTINED = auto()
-
-
 @dataclass(frozen=True, slots=True)
 class FaultPolicy:
     """How often what is tried again, and what counts as an outage.
@@ -62,7 +54,8 @@ class FaultPolicy:
     backoff_s, backoff_factor, backoff_max_s : float
         First pause before a transient failure is tried again, its growth and its limit.
     outage_after : int
-        So many videos in a row that fail alike, on two or more workers, are an outage.
+        So many videos in a row that fail alike are an outage: on two or more workers, or on any
+        number when it is the store that does not answer.
     max_start_failures : int
         With no worker ready, so many failures to start (beyond one per wanted worker) end the run.
     """
@@ -106,6 +99,8 @@ class Kill:
 
     worker_id: str
     reason: str
+    stuck: str | None = None
+    """The attempt that made no progress, where that is why; the others on it are innocent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +139,8 @@ Action = Begin | Cancel | Kill | StartWorker | Commit | Quarantine | Stop
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
-    """Tasks by state, for the display; together they are all tasks."""
+class TaskCounts:
+    """Tasks by where they are; together they are all tasks."""
 
     pending: int
     running: int
@@ -160,7 +155,6 @@ class _Task:
     """A task that was begun and has not ended."""
 
     task: int
-    state: TaskState = TaskState.RUNNING
     number: int = 0
     charged: int = 0
     deaths: int = 0
@@ -172,6 +166,8 @@ class _Task:
     small_profile: bool = False
     prefers: str | None = None
     """Worker on which a transient failure is best tried again."""
+    fresher_than: int = 0
+    """After a tracker failure: the last worker that was ready by then, in order of readiness."""
 
 
 @dataclass(slots=True)
@@ -187,6 +183,8 @@ class _Attempt:
 @dataclass(slots=True)
 class _Worker:
     worker_id: str
+    number: int
+    """1-based, in the order in which workers became ready."""
     attempts: dict[str, _Attempt] = field(default_factory=dict)
     exclusive: bool = False
     """It runs an attempt that must be alone."""
@@ -201,6 +199,17 @@ class _Failure:
     kind: FailureKind
     message: str
     traceback: str = ""
+
+
+@dataclass(slots=True)
+class _Streak:
+    """Tasks that failed for good for what may be one cause, held back until that is known."""
+
+    failures: list[tuple[_Task, _Failure]] = field(default_factory=list)
+    workers: set[str] = field(default_factory=set)
+
+    def __len__(self) -> int:
+        return len(self.failures)
 
 
 class Scheduler:
@@ -256,7 +265,6 @@ class Scheduler:
         self.policy = policy or FaultPolicy()
         self._order = order
         self._cursor = 0
-        self._ended = np.zeros(num_tasks, dtype=bool)
         self._entries: dict[int, _Task] = {}
         self._attempts: dict[str, _Attempt] = {}
         self._workers: dict[str, _Worker] = {}
@@ -264,6 +272,7 @@ class Scheduler:
         self._reserved: list[_Worker] = []
         self._gone: set[str] = set()
         self._retries: deque[_Task] = deque()
+        self._want_fresh: deque[_Task] = deque()
         self._suspects: deque[_Task] = deque()
         self._backoff: list[tuple[float, int, _Task]] = []
         self._backoff_count = 0
@@ -274,10 +283,11 @@ class Scheduler:
         self._num_starting = 0
         self._start_failures = 0
         self._start_not_before = float("-inf")
+        self._num_ready = 0
         self._committed = 0
         self._quarantined = 0
-        self._withheld: list[tuple[_Task, _Failure]] = []
-        self._streak_workers: set[str] = set()
+        self._alike = _Streak()
+        self._unanswered = _Streak()  # the store's silence: only a commit ends it
         self._interrupted = False
         self._stopped = False
 
@@ -291,11 +301,11 @@ class Scheduler:
         return self._interrupted and not self._attempts
 
     @property
-    def counts(self) -> Counts:
-        """Tasks by state."""
+    def counts(self) -> TaskCounts:
+        """Where the tasks are: proof that none is lost."""
         running = len(self._attempts)
-        withheld = len(self._withheld)
-        return Counts(
+        withheld = self._num_withheld
+        return TaskCounts(
             pending=self.num_tasks - self._cursor,
             running=running,
             retrying=len(self._entries) - running - withheld,
@@ -303,18 +313,6 @@ class Scheduler:
             committed=self._committed,
             quarantined=self._quarantined,
         )
-
-    @property
-    def num_workers(self) -> int:
-        """Workers that are ready."""
-        return len(self._workers)
-
-    def state(self, task: int) -> TaskState | None:
-        """Return where a task is; None once it has ended, either way."""
-        if self._ended[task]:
-            return None
-        entry = self._entries.get(task)
-        return TaskState.PENDING if entry is None else entry.state
 
     def next_deadline(self) -> float | None:
         """Return the time by which `tick` must be called, or None when nothing is due."""
@@ -346,7 +344,8 @@ class Scheduler:
         self._num_starting = max(0, self._num_starting - 1)
         self._start_failures = 0
         self._start_not_before = float("-inf")
-        worker = _Worker(worker_id)
+        self._num_ready += 1
+        worker = _Worker(worker_id, self._num_ready)
         self._workers[worker_id] = self._open[worker_id] = worker
         return self._settle([], now)
 
@@ -371,8 +370,9 @@ class Scheduler:
         now : float
             The time.
         error : MaskmillError, optional
-            What `setup` raised: a `ConfigError`, `StoreDenied` or `StoreFull` would meet every
-            worker alike and ends the run.
+            What `setup` raised: before any worker was ready, a `ConfigError`, `StoreDenied` or
+            `StoreFull` would meet every worker alike and ends the run; later it is the fault of
+            one node, and the others go on.
 
         Returns
         -------
@@ -391,7 +391,9 @@ class Scheduler:
             return self._settle(actions, now)
         self._drop_worker(worker)
         if cause is FailureKind.OUTAGE:
-            return self._stop(error or StoreError(message))
+            return self._stop(actions, error or StoreError(message))
+        if not self._workers:
+            self._start_failures = 0  # those so far were beside a worker that could do it
         lost = list(worker.attempts.values())
         died_alone = len(lost) == 1
         for attempt in lost:
@@ -412,11 +414,11 @@ class Scheduler:
         if self._stopped or attempt is None:
             return []
         entry = self._drop_attempt(attempt)
-        entry.state = TaskState.COMMITTED
-        self._end(entry)
+        del self._entries[entry.task]
         self._committed += 1
         actions: list[Action] = [Commit(entry.task, attempt_id, entry.number)]
-        self._release_withheld(actions)  # a success: what failed before it was no outage
+        self._release(self._alike, actions)  # a success: what failed before it was no outage
+        self._release(self._unanswered, actions)
         return self._settle(actions, now)
 
     def attempt_failed(
@@ -427,7 +429,7 @@ class Scheduler:
         if self._stopped or attempt is None:
             return []
         if kind is FailureKind.OUTAGE:
-            return self._stop(StoreError(message))
+            return self._stop([], StoreError(message))
         worker = self._workers[attempt.worker_id]
         entry = self._drop_attempt(attempt)
         actions: list[Action] = []
@@ -442,9 +444,13 @@ class Scheduler:
         return self._settle(actions, now)
 
     def progress(self, attempt_id: str, phase: Phase, num_steps: int, now: float) -> list[Action]:
-        """Take a heartbeat: more steps, or another phase, start the attempt's deadline anew."""
+        """Take a heartbeat: another count, or another phase, starts the attempt's deadline anew.
+
+        A smaller count is progress too: what is counted may change, as from frames decoded to
+        frames tracked.
+        """
         attempt = self._attempts.get(attempt_id)
-        if attempt is not None and (phase is not attempt.phase or num_steps > attempt.num_steps):
+        if attempt is not None and (phase, num_steps) != (attempt.phase, attempt.num_steps):
             attempt.phase = phase
             attempt.num_steps = num_steps
             attempt.progress_at = now
@@ -489,8 +495,6 @@ class Scheduler:
         give_up = entry.charged >= policy.max_charged
         delay_s = 0.0
         match failure.kind:
-            case FailureKind.INPUT:
-                give_up = True
             case FailureKind.TRANSIENT:
                 delay_s = self._backoff_s(entry)
                 entry.transient += 1
@@ -504,10 +508,13 @@ class Scheduler:
                 give_up |= entry.deaths > policy.max_death_retries
             case FailureKind.TRACKER:
                 entry.tracker += 1
+                entry.fresher_than = self._num_ready
                 give_up |= entry.tracker > policy.max_tracker_retries
             case _:
                 pass
-        if give_up:
+        if failure.kind is FailureKind.INPUT:
+            self._quarantine(entry, failure, actions)
+        elif give_up:
             self._withhold(entry, failure, worker_id, actions)
         else:
             self._retry(entry, now + delay_s if delay_s else None)
@@ -520,12 +527,13 @@ class Scheduler:
         return min(pause, policy.backoff_max_s) * (0.75 + 0.5 * spread)
 
     def _retry(self, entry: _Task, due: float | None = None) -> None:
-        entry.state = TaskState.RETRYING
         if due is not None:
             self._backoff_count += 1
             heapq.heappush(self._backoff, (due, self._backoff_count, entry))
         elif entry.alone:
             self._suspects.append(entry)
+        elif entry.fresher_than:
+            self._want_fresh.append(entry)
         else:
             self._retries.append(entry)
 
@@ -535,40 +543,68 @@ class Scheduler:
         """Give a task up, unless it turns out that all tasks fail alike.
 
         The quarantine is held back while the failures in a row look the same, so that an outage
-        quarantines nobody: a commit, an unlike failure or the end of the run lets it out.
+        quarantines nobody: a commit, an unlike failure or the end of the run lets it out. What the
+        store did not answer is let out by a commit alone.
         """
-        if self._withheld and not _alike(self._withheld[0][1], failure):
-            self._release_withheld(actions)
-        entry.state = TaskState.WITHHELD
-        self._withheld.append((entry, failure))
-        self._streak_workers.add(worker_id)
-        if len(self._withheld) < self.policy.outage_after:
+        if self._alike.failures and not _alike(self._alike.failures[0][1], failure):
+            self._release(self._alike, actions)
+        unanswered = failure.kind is FailureKind.TRANSIENT
+        streak = self._unanswered if unanswered else self._alike
+        streak.failures.append((entry, failure))
+        streak.workers.add(worker_id)
+        if len(streak) < self.policy.outage_after:
             return
-        if len(self._streak_workers) >= 2:
-            actions[:] = self._stop(
+        if unanswered:
+            self._stop_unanswered(actions)
+        elif len(streak.workers) >= 2:
+            self._stop(
+                actions,
                 StoreError(
-                    f"the last {len(self._withheld)} videos failed alike on "
-                    f"{len(self._streak_workers)} workers, so none of them was quarantined: "
-                    f"{failure.message}; mend the cause and run the same command again, or, if "
-                    "these videos really are bad, run it with --workers 1, which quarantines them"
-                )
+                    f"the last {len(streak)} videos failed alike on {len(streak.workers)} workers, "
+                    f"so none of them was quarantined: {failure.message}; mend the cause and run "
+                    "the same command again, or, if these videos really are bad, run it with "
+                    "--workers 1, which quarantines them"
+                ),
             )
-        elif self._wanted == 1 or len(self._withheld) >= 50 * self.policy.outage_after:
+        elif self._wanted == 1 or len(streak) >= 50 * self.policy.outage_after:
             # One worker alone cannot tell an outage from bad videos.
-            self._release_withheld(actions)
+            self._release(streak, actions)
 
-    def _release_withheld(self, actions: list[Action]) -> None:
-        for entry, failure in self._withheld:
-            entry.state = TaskState.QUARANTINED
-            self._end(entry)
-            self._quarantined += 1
-            actions.append(
-                Quarantine(
-                    entry.task, failure.kind, failure.message, failure.traceback, entry.number
-                )
-            )
-        self._withheld.clear()
-        self._streak_workers.clear()
+    def _stop_unanswered(self, actions: list[Action]) -> None:
+        count, message = len(self._unanswered), self._unanswered.failures[-1][1].message
+        self._stop(
+            actions,
+            StoreError(
+                f"the store gave no answer for the last {count} videos, each tried several times, "
+                "and nothing was committed in between, so none of them was quarantined: "
+                f"{message}; run the same command again when the store answers"
+            ),
+        )
+
+    @property
+    def _num_withheld(self) -> int:
+        return len(self._alike) + len(self._unanswered)
+
+    def _release(self, streak: _Streak, actions: list[Action]) -> None:
+        for entry, failure in streak.failures:
+            self._quarantine(entry, failure, actions)
+        streak.failures.clear()
+        streak.workers.clear()
+
+    def _release_at_the_end(self, actions: list[Action]) -> None:
+        """Quarantine what is held back, now that nothing else is left that could happen."""
+        if len(self._unanswered) >= 2:
+            self._stop_unanswered(actions)
+        else:
+            self._release(self._alike, actions)
+            self._release(self._unanswered, actions)
+
+    def _quarantine(self, entry: _Task, failure: _Failure, actions: list[Action]) -> None:
+        del self._entries[entry.task]
+        self._quarantined += 1
+        actions.append(
+            Quarantine(entry.task, failure.kind, failure.message, failure.traceback, entry.number)
+        )
 
     def _stop_stuck(self, attempt: _Attempt, now: float, actions: list[Action]) -> None:
         worker = self._workers[attempt.worker_id]
@@ -576,7 +612,7 @@ class Scheduler:
             f"no progress for {self.policy.stuck_after_s:g} s while {attempt.phase.value}, so the "
             "worker was stopped; if the video is that slow, raise --stuck-after"
         )
-        self._kill(worker, reason, actions)
+        self._kill(worker, reason, actions, stuck=attempt.attempt_id)
         for other in list(worker.attempts.values()):
             entry = self._drop_attempt(other)
             if other is attempt and not self._interrupted:
@@ -616,19 +652,21 @@ class Scheduler:
         if cause is FailureKind.PREEMPTED:
             self._start_not_before = now
             return
-        if cause is FailureKind.OUTAGE or isinstance(error, _FATAL_AT_START):
-            actions[:] = self._stop(error or StoreError(message))
+        is_fatal = cause is FailureKind.OUTAGE or isinstance(error, _FATAL_AT_START)
+        if is_fatal and not self._num_ready:
+            self._stop(actions, error or StoreError(message))
             return
         self._start_failures += 1
         limit = self.policy.max_start_failures + self._wanted - 1
         exhausted = self._start_failures >= limit
         if exhausted and not self._workers and not self._num_starting:
-            actions[:] = self._stop(
+            self._stop(
+                actions,
                 error
                 or StoreError(
                     f"no worker could be started, {self._start_failures} tries failed, the last "
                     f"one so: {message}"
-                )
+                ),
             )
             return
         if exhausted and not self._workers:
@@ -636,8 +674,10 @@ class Scheduler:
         else:
             self._start_not_before = now + min(2.0 ** (self._start_failures - 1), 60.0)
 
-    def _kill(self, worker: _Worker, reason: str, actions: list[Action]) -> None:
-        actions.append(Kill(worker.worker_id, reason))
+    def _kill(
+        self, worker: _Worker, reason: str, actions: list[Action], *, stuck: str | None = None
+    ) -> None:
+        actions.append(Kill(worker.worker_id, reason, stuck))
         self._gone.add(worker.worker_id)
         self._drop_worker(worker)
 
@@ -657,7 +697,7 @@ class Scheduler:
     def _num_missing(self) -> int:
         """Return how many workers are wanted beyond those that are there or on their way."""
         # Withheld tasks never run again, so they are no reason for a worker.
-        unfinished = self.num_tasks - self._committed - self._quarantined - len(self._withheld)
+        unfinished = self.num_tasks - self._committed - self._quarantined - self._num_withheld
         return min(self._wanted, unfinished) - len(self._workers) - self._num_starting
 
     # -- the next actions ----------------------------------------------------------------------
@@ -666,9 +706,9 @@ class Scheduler:
         """Complete an event's actions: end, replace and fill workers."""
         if self._stopped:
             return actions
-        if len(self._withheld) == len(self._entries) and self._cursor == self.num_tasks:
-            self._release_withheld(actions)  # the end of the run
-        if self._interrupted:
+        if self._num_withheld == len(self._entries) and self._cursor == self.num_tasks:
+            self._release_at_the_end(actions)
+        if self._interrupted or self._stopped:
             return actions
         for worker in [w for w in self._open.values() if w.retiring and not w.attempts]:
             self._kill(worker, "its tracker failed, a fresh worker takes over", actions)
@@ -706,6 +746,7 @@ class Scheduler:
 
     def _begin_others(self, now: float, actions: list[Action]) -> None:
         """Fill tracking slots, the emptiest worker first; then prefetch while plenty is left."""
+        self._begin_on_fresh(now, actions)
         for entry in list(islice(self._retries, _PREFERENCE_DEPTH)):
             preferred = self._open.get(entry.prefers or "")
             if preferred is not None and self._room(preferred) > 0:
@@ -724,6 +765,20 @@ class Scheduler:
                 if self._room(worker, prefetch=True) <= 0 and not worker.retiring:
                     self._open.pop(worker.worker_id, None)
 
+    def _begin_on_fresh(self, now: float, actions: list[Action]) -> None:
+        """Give tasks whose tracker failed to workers that came since: their state is clean."""
+        while self._want_fresh:
+            entry = self._want_fresh[0]  # the first one asks the least
+            fresh = [
+                w
+                for w in self._open.values()
+                if w.number > entry.fresher_than and self._room(w) > 0
+            ]
+            if not fresh:
+                return
+            worker = min(fresh, key=lambda w: len(w.attempts))
+            self._begin(worker, self._want_fresh.popleft(), now, actions)
+
     def _room(self, worker: _Worker, *, prefetch: bool = False) -> int:
         if worker.exclusive or worker.reserved or worker.retiring:
             return 0
@@ -731,20 +786,28 @@ class Scheduler:
 
     def _num_waiting(self) -> int:
         """Return how many tasks any worker could begin now."""
-        return len(self._retries) + self.num_tasks - self._cursor
+        count = len(self._retries) + self.num_tasks - self._cursor
+        if count:
+            return count
+        # What waits for a fresh worker takes any other, once that has nothing better to do and no
+        # fresh one is on its way.
+        is_coming = self._num_starting > 0 and not self._start_failures
+        return 0 if is_coming else len(self._want_fresh)
 
     def _next_task(self) -> _Task:
         if self._retries:
             return self._retries.popleft()
+        if self._cursor == self.num_tasks:
+            return self._want_fresh.popleft()
         entry = _Task(int(self._order[self._cursor]))
         self._cursor += 1
         self._entries[entry.task] = entry
         return entry
 
     def _begin(self, worker: _Worker, entry: _Task, now: float, actions: list[Action]) -> None:
-        entry.state = TaskState.RUNNING
         entry.number += 1
         entry.prefers = None
+        entry.fresher_than = 0
         attempt_id = f"{self._prefix}{entry.task}-{entry.number}"
         attempt = _Attempt(attempt_id, entry, worker.worker_id, progress_at=now)
         self._attempts[attempt_id] = worker.attempts[attempt_id] = attempt
@@ -752,16 +815,13 @@ class Scheduler:
             Begin(worker.worker_id, entry.task, attempt_id, entry.number, entry.small_profile)
         )
 
-    def _end(self, entry: _Task) -> None:
-        del self._entries[entry.task]
-        self._ended[entry.task] = True
-
-    def _stop(self, error: MaskmillError) -> list[Action]:
+    def _stop(self, actions: list[Action], error: MaskmillError) -> list[Action]:
         self._stopped = True
-        return [Stop(error)]
+        actions.append(Stop(error))
+        return actions
 
 
-_FATAL_AT_START = (ConfigError, StoreDenied, StoreFull)  # the next worker would meet the same
+_FATAL_AT_START = (ConfigError, StoreDenied, StoreFull)  # every worker would meet the same
 _PREFERENCE_DEPTH = 64  # retries looked through for one that prefers a worker with room
 _PUNCTUATION = ".,:;!?()[]\"'`"
 

@@ -8,7 +8,12 @@
 * Late news of attempts and workers that were given up changes nothing.
 * Each failure kind is treated as the table in ARCHITECTURE.md says.
 * An outage stops the run and quarantines nobody; bad videos do not look like one in the end.
-* A worker that never becomes ready ends the run with one sentence, instead of a loop.
+* Unusable inputs are quarantined at once, however many, and neither make nor end an outage.
+* A store that does not answer stops the run, whatever the number of workers and of videos left;
+  one video that it does not give, among others that it does, is quarantined.
+* What failed in the tracker goes to a worker that came later, while others have other work.
+* A worker that never becomes ready ends the run with one sentence, instead of a loop; once some
+  worker was ready, a node that cannot be used ends nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +37,6 @@ from jobs.scheduler import (
     Scheduler,
     StartWorker,
     Stop,
-    TaskState,
 )
 from workers.errors import ConfigError, FailureKind, StoreDenied, StoreError
 from workers.messages import Phase
@@ -274,7 +278,6 @@ class AnySchedule(RuleBasedStateMachine):
             assert counts.running == len(self.attempts)
         total = counts.pending + counts.running + counts.retrying + counts.withheld
         assert total + counts.committed + counts.quarantined == self.num_tasks
-        assert self.scheduler.num_workers == len(self.workers) or self.stopped
         assert len(self.workers) + len(self.starting) <= self.num_wanted or self.stopped
 
     def teardown(self) -> None:
@@ -345,17 +348,26 @@ def test_transient_prefers_its_worker_and_waits_longer_each_time() -> None:
     # The fourth charged failure is the last.
     actions = run.attempt_failed(begin.attempt_id, FailureKind.TRANSIENT, "503", "", 100)
     assert begins(actions) == []
-    assert run.state(begin.task) is TaskState.WITHHELD
+    assert run.counts.withheld == 1
     assert [q.attempts for q in quarantines(run.attempt_finished(other.attempt_id, 100))] == [4]
 
 
+def test_any_change_of_a_heartbeat_is_progress() -> None:
+    run = scheduler(1, policy=FaultPolicy(stuck_after_s=100))
+    run.start(0)
+    begin = only(run.worker_ready("w", 0))
+    run.progress(begin.attempt_id, Phase.TRACKING, 5000, 10)  # frames decoded up to the range
+    run.progress(begin.attempt_id, Phase.TRACKING, 1, 20)  # frames tracked
+    assert run.next_deadline() == 120
+
+
 def test_input_is_quarantined_at_once() -> None:
-    run = scheduler(1)
+    run = scheduler(2)
     run.start(0)
     begin = only(run.worker_ready("w", 0))
     actions = run.attempt_failed(begin.attempt_id, FailureKind.INPUT, "no frame", "tb", 1)
-    assert actions == [Quarantine(0, FailureKind.INPUT, "no frame", "tb", 1)]
-    assert run.is_done
+    assert quarantines(actions) == [Quarantine(0, FailureKind.INPUT, "no frame", "tb", 1)]
+    assert len(begins(actions)) == 1
 
 
 def test_memory_once_more_alone_with_the_small_profile() -> None:
@@ -383,6 +395,32 @@ def test_tracker_once_more_on_a_fresh_worker() -> None:
     assert quarantines(actions) == [Quarantine(0, FailureKind.TRACKER, "NaN", "tb", 2)]
 
 
+def test_what_failed_in_the_tracker_waits_for_a_worker_that_came_later() -> None:
+    # Given a worker with a spoiled tracker and another that is busy
+    run = scheduler(9, workers=2)
+    run.start(0)
+    failed = only(run.worker_ready("spoiled", 0))
+    other = only(run.worker_ready("old", 0))
+    assert run.attempt_failed(failed.attempt_id, FailureKind.TRACKER, "NaN", "", 1) == [
+        Kill("spoiled", "its tracker failed, a fresh worker takes over"),
+        StartWorker(),
+    ]
+    # When the old one is free, it gets another video; the fresh one gets the failed one.
+    assert only(run.attempt_finished(other.attempt_id, 2)).task == 2
+    assert only(run.worker_ready("fresh", 3)).task == failed.task
+
+
+def test_what_failed_in_the_tracker_takes_any_worker_when_no_fresh_one_comes() -> None:
+    run = scheduler(2, workers=2)
+    run.start(0)
+    failed = only(run.worker_ready("spoiled", 0))
+    other = only(run.worker_ready("old", 0))
+    run.attempt_failed(failed.attempt_id, FailureKind.TRACKER, "NaN", "", 1)
+    assert begins(run.attempt_finished(other.attempt_id, 2)) == []  # one is on its way
+    actions = run.worker_lost("fresh", FailureKind.WORKER_LOST, "no memory for the model", 3)
+    assert (only(actions).task, only(actions).worker_id) == (failed.task, "old")
+
+
 def test_dead_worker_makes_suspects_and_only_a_death_alone_is_charged() -> None:
     run = scheduler(4, prefetch=1)
     run.start(0)
@@ -400,8 +438,8 @@ def test_dead_worker_makes_suspects_and_only_a_death_alone_is_charged() -> None:
         charged_deaths += 1
         run.worker_lost(f"w{n}", FailureKind.WORKER_LOST, "SIGKILL", n)
     assert charged_deaths == 3  # the first and two retries
-    assert run.state(bad.task) is TaskState.WITHHELD
-    assert run.state(innocent.task) is None
+    assert run.counts.withheld == 1
+    assert run.counts.committed == 1
 
 
 def test_preemption_is_never_charged() -> None:
@@ -436,7 +474,7 @@ def test_stuck_attempt_costs_its_worker_and_not_its_companion() -> None:
         run.tick(160 + 100 * (n + 1))
         retried = begins(run.worker_ready(f"w{n + 3}", 160 + 100 * (n + 1)))
     # Four times stuck is enough; the companion is still unharmed.
-    assert run.state(stuck.task) is TaskState.WITHHELD
+    assert run.counts.withheld == 1
     assert companion.task in [b.task for b in retried]
 
 
@@ -470,19 +508,25 @@ def test_refused_credentials_stop_the_run() -> None:
     assert run.tick(1000) == []
 
 
-def fail_all(run: Scheduler, live: list[Begin], message: str = "cannot read 'x{}'") -> list[Action]:
+ONE_TRY = FaultPolicy(max_charged=1)
+"""Every failure is a final one."""
+
+
+def fail_all(
+    run: Scheduler, live: list[Begin], kind: FailureKind = FailureKind.OUT_OF_MEMORY
+) -> list[Action]:
     seen: list[Action] = []
     while live:
         begin = live.pop(0)
-        text = message.format(begin.task)
-        actions = run.attempt_failed(begin.attempt_id, FailureKind.INPUT, text, "", 1)
+        text = f"cannot read 'x{begin.task}'"
+        actions = run.attempt_failed(begin.attempt_id, kind, text, "", 1)
         live += begins(actions)
         seen += actions
     return seen
 
 
 def test_alike_failures_on_two_workers_are_an_outage() -> None:
-    run = scheduler(100, workers=2)
+    run = scheduler(100, workers=2, policy=ONE_TRY)
     run.start(0)
     seen = fail_all(run, begins(run.worker_ready("a", 0)) + begins(run.worker_ready("b", 0)))
     (stop,) = stops(seen)
@@ -494,7 +538,7 @@ def test_alike_failures_on_two_workers_are_an_outage() -> None:
 
 @pytest.mark.parametrize(("num_tasks", "workers"), [(5, 1), (25, 1), (19, 2)])
 def test_bad_videos_are_quarantined_in_the_end(num_tasks: int, workers: int) -> None:
-    run = scheduler(num_tasks, workers=workers)
+    run = scheduler(num_tasks, workers=workers, policy=ONE_TRY)
     run.start(0)
     live = [b for n in range(workers) for b in begins(run.worker_ready(f"w{n}", 0))]
     seen = fail_all(run, live)
@@ -503,8 +547,99 @@ def test_bad_videos_are_quarantined_in_the_end(num_tasks: int, workers: int) -> 
     assert run.is_done
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_unusable_inputs_never_stop_a_run(workers: int) -> None:
+    run = scheduler(100, workers=workers)
+    run.start(0)
+    live = [b for n in range(workers) for b in begins(run.worker_ready(f"w{n}", 0))]
+    seen = fail_all(run, live, FailureKind.INPUT)
+    assert sorted(q.task for q in quarantines(seen)) == list(range(100))
+    assert stops(seen) == []
+    assert run.is_done
+
+
+def test_unusable_inputs_neither_extend_nor_end_a_streak() -> None:
+    run = scheduler(100, workers=2, policy=ONE_TRY)
+    run.start(0)
+    live = begins(run.worker_ready("a", 0)) + begins(run.worker_ready("b", 0))
+    kinds = [FailureKind.OUT_OF_MEMORY, FailureKind.OUT_OF_MEMORY, FailureKind.INPUT]
+    seen: list[Action] = []
+    num_failures = 0
+    while not stops(seen):
+        kind = kinds[num_failures % 3]
+        actions = run.attempt_failed(live.pop(0).attempt_id, kind, "it cannot be", "", 1)
+        live += begins(actions)
+        seen += actions
+        num_failures += 1
+    assert num_failures == 20 + 9  # 20 that count, and what came between them
+    assert {q.kind for q in quarantines(seen)} == {FailureKind.INPUT}
+    assert run.counts.withheld == 20
+
+
+@pytest.mark.parametrize(("num_tasks", "workers"), [(100, 1), (100, 3), (2, 1), (5, 2)])
+def test_a_store_that_does_not_answer_stops_the_run(num_tasks: int, workers: int) -> None:
+    # Given a store that is gone, and says so in several ways
+    run = scheduler(num_tasks, workers=workers)
+    run.start(0)
+    live = [b for n in range(workers) for b in begins(run.worker_ready(f"w{n}", 0))]
+    says = ["connection refused", "no answer within a minute", "503"]
+    seen: list[Action] = []
+    now = 0.0
+    while not run.is_done:
+        if not live:
+            due = run.next_deadline()
+            assert due is not None
+            now = max(now, due)
+            live = begins(run.tick(now))
+            continue
+        begin = live.pop(0)
+        actions = run.attempt_failed(
+            begin.attempt_id, FailureKind.TRANSIENT, says[begin.task % 3], "", now
+        )
+        live += begins(actions)
+        seen += actions
+    # Then nobody is quarantined, whatever the number of workers and videos.
+    (stop,) = stops(seen)
+    assert stop.error.exit_code == 3
+    assert "run the same command again" in str(stop.error)
+    assert quarantines(seen) == []
+    assert run.counts.withheld == min(num_tasks, 20)
+
+
+def test_a_video_the_store_does_not_give_is_quarantined_after_a_commit() -> None:
+    run = scheduler(4, policy=ONE_TRY)
+    run.start(0)
+    begin = only(run.worker_ready("w", 0))
+    quarantined = []
+    for kind in (FailureKind.TRANSIENT, None, FailureKind.OUT_OF_MEMORY, FailureKind.TRANSIENT):
+        if kind is None:
+            actions = run.attempt_finished(begin.attempt_id, 1)
+        else:
+            actions = run.attempt_failed(begin.attempt_id, kind, "it fails", "", 1)
+        assert stops(actions) == []
+        quarantined += quarantines(actions)
+        if not run.is_done:
+            begin = only(actions)
+    assert [q.task for q in quarantined] == [0, 2, 3]
+
+
+def test_other_failures_do_not_let_out_what_the_store_did_not_answer() -> None:
+    run = scheduler(9, policy=ONE_TRY)
+    run.start(0)
+    begin = only(run.worker_ready("w", 0))
+    seen: list[Action] = []
+    for n in range(9):
+        kind = FailureKind.OUT_OF_MEMORY if n % 3 == 1 else FailureKind.TRANSIENT
+        actions = run.attempt_failed(begin.attempt_id, kind, f"{kind} happened", "", 1)
+        seen += actions
+        if begins(actions):
+            begin = only(actions)
+    assert {q.kind for q in quarantines(seen)} <= {FailureKind.OUT_OF_MEMORY}
+    assert len(stops(seen)) == 1
+
+
 def test_success_or_an_unlike_failure_ends_the_streak() -> None:
-    run = scheduler(100, workers=2)
+    run = scheduler(100, workers=2, policy=ONE_TRY)
     run.start(0)
     live = begins(run.worker_ready("a", 0)) + begins(run.worker_ready("b", 0))
     num_quarantined = 0
@@ -514,7 +649,8 @@ def test_success_or_an_unlike_failure_ends_the_streak() -> None:
             actions = run.attempt_finished(begin.attempt_id, n)
         else:
             text = ["it has no frame", "the codec is unknown to us"][n // 15 % 2]
-            actions = run.attempt_failed(begin.attempt_id, FailureKind.INPUT, text, "", n)
+            kind = FailureKind.OUT_OF_MEMORY
+            actions = run.attempt_failed(begin.attempt_id, kind, text, "", n)
         assert stops(actions) == []
         num_quarantined += len(quarantines(actions))
         live += begins(actions)
@@ -528,6 +664,43 @@ def test_setup_that_every_worker_would_fail_stops_at_once(error: Exception) -> N
     run.start(0)
     actions = run.worker_lost("a", FailureKind.WORKER_LOST, str(error), 0, error)
     assert actions == [Stop(error)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        (FailureKind.WORKER_LOST, ConfigError("the node has no decoder for it")),
+        (FailureKind.OUTAGE, StoreDenied("403")),
+    ],
+)
+def test_a_late_node_that_cannot_be_used_ends_nothing(
+    kind: FailureKind, error: ConfigError | StoreDenied
+) -> None:
+    # Given a worker that does its work
+    run = scheduler(9, workers=2)
+    run.start(0)
+    begin = only(run.worker_ready("good", 0))
+    # When another node cannot load the model, again and again
+    now = 0.0
+    for n in range(20):
+        assert stops(run.worker_lost(f"bad{n}", kind, str(error), now, error)) == []
+        due = run.next_deadline()
+        assert due is not None
+        now = max(now, due)
+        run.progress(begin.attempt_id, Phase.TRACKING, n, now)
+        run.tick(now)
+    # Then the good one goes on; without it, some tries later, there is nobody left.
+    assert len(begins(run.attempt_finished(begin.attempt_id, now))) == 1
+    run.worker_lost("good", FailureKind.PREEMPTED, "drained", now)
+    stopped: list[Stop] = []
+    num_tries = 0
+    while not stopped:
+        num_tries += 1
+        stopped = stops(run.worker_lost(f"last{num_tries}", kind, str(error), now, error))
+        now = max(now, run.next_deadline() or 0)
+        run.tick(now)
+    assert stopped == [Stop(error)]
+    assert 2 < num_tries < 6
 
 
 def test_workers_that_never_start_end_the_run() -> None:
@@ -558,11 +731,11 @@ def test_lost_worker_is_replaced_only_while_work_remains() -> None:
 
 
 def test_withheld_tasks_are_no_reason_for_a_worker() -> None:
-    run = scheduler(2, workers=2)
+    run = scheduler(2, workers=2, policy=ONE_TRY)
     run.start(0)
     bad = only(run.worker_ready("a", 0))
     good = only(run.worker_ready("b", 0))
-    run.attempt_failed(bad.attempt_id, FailureKind.INPUT, "no frame", "", 1)
+    run.attempt_failed(bad.attempt_id, FailureKind.OUT_OF_MEMORY, "too large", "", 1)
     assert run.counts.withheld == 1
     assert run.worker_lost("a", FailureKind.WORKER_LOST, "gone", 2) == []
     assert len(quarantines(run.attempt_finished(good.attempt_id, 3))) == 1
