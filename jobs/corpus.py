@@ -74,8 +74,11 @@ _FLUSH_ROWS = 1 << 16
 _GLOB = re.compile(r"[*?\[]")
 
 
-_NAMING = ["uri", "name", "kind"]
-"""Columns that say how a video may be called."""
+_NAMING = ["uri", "name", "kind", "start_us", "end_us"]
+"""Columns that say how a video may be called, and which ranges of it there are."""
+
+Range = tuple[int | None, int | None]
+"""Start and end in microseconds, half-open; None is the video's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +91,13 @@ class Match:
         Rows of the corpus, ascending.
     names : dict of str to str
         Name by URI of every listed video that fits; several mean that the name is ambiguous.
-    num_ranges : int
-        Rows that were listed for them, selected or not: the ranges of one video, where it is one.
+    ranges : list of Range
+        Of every row that was listed for them, selected or not.
     """
 
     rows: list[int]
     names: dict[str, str]
-    num_ranges: int
+    ranges: list[Range]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -115,7 +118,9 @@ class Corpus:
     warnings : tuple of str
         What the user should know, a sentence each.
     left_out : pyarrow.Table or None
-        Columns ``uri``, ``name`` and ``kind`` of the videos that were listed and not selected.
+        The videos that were listed and not selected, without what names do not need.
+    has_prompts : bool
+        Whether any row that was listed, selected or not, brings its own prompts.
     keys : ndarray of int64, shape (len,)
         Column ``video_key``.
     """
@@ -126,6 +131,7 @@ class Corpus:
     num_ignored: int = 0
     warnings: tuple[str, ...] = ()
     left_out: pa.Table | None = None
+    has_prompts: bool = False
     keys: NDArray[np.int64] = field(init=False)
     _index: list[_NameIndex] = field(init=False, default_factory=list)
 
@@ -221,6 +227,7 @@ def list_corpus(config: CorpusConfig, *, stat: bool = True) -> Corpus:
     root = _common_folder(found.bases)
     table, faults = _without_duplicates(table, faults)
     table = table.append_column("name", _names(table["uri"], root))
+    has_prompts = table["prompts"].null_count < table.num_rows
     rows = _select(table, config)
     left_out = None
     if len(rows) < table.num_rows:
@@ -230,7 +237,8 @@ def list_corpus(config: CorpusConfig, *, stat: bool = True) -> Corpus:
     if stat:
         table, faults = _with_stats(table, faults, options)
     table = _in_schema(table.select(SCHEMA.names))
-    return Corpus(table, root, faults, found.num_ignored, tuple(found.warnings), left_out)
+    warnings = tuple(found.warnings)
+    return Corpus(table, root, faults, found.num_ignored, warnings, left_out, has_prompts)
 
 
 class _Found:
@@ -667,6 +675,7 @@ class _NameIndex:
     def __init__(self, table: pa.Table) -> None:
         self._uris, self._names = table["uri"], table["name"]
         self._kinds = table["kind"]
+        self._starts, self._ends = table["start_us"], table["end_us"]
         hashes, rows = array("q"), array("q")
         row = 0
         for batch in table.select(["uri", "name", "kind"]).to_batches(max_chunksize=_FLUSH_ROWS):
@@ -686,7 +695,8 @@ class _NameIndex:
         """Return the closest fits; rows from `num_selected` on were left out of the corpus."""
         rows = self._closest(name)
         names = {self._uris[row].as_py(): self._names[row].as_py() for row in rows}
-        return Match([row for row in rows if row < num_selected], names, len(rows))
+        ranges = [(self._starts[row].as_py(), self._ends[row].as_py()) for row in rows]
+        return Match([row for row in rows if row < num_selected], names, ranges)
 
     def _closest(self, name: str) -> list[int]:
         text = canonical_uri(name) if "://" in name else name.rstrip("/")

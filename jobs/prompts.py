@@ -7,15 +7,16 @@ What is wrong with one video's prompts is that video's fault and never stops a r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from jobs.config import RunConfig
-from jobs.corpus import Corpus
-from workers.errors import ConfigError
+from jobs.corpus import Corpus, Range
+from workers.errors import ConfigError, InputError
 from workers.messages import Prompt, StoreOptions
 from workers.prompts.folder import folder_digests
 from workers.prompts.table import JsonRows, PromptTable, read_prompts
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
 
 READ_THREADS = 16
 """Prompts files of a manifest that are read at the same time."""
+OF_THIS_ROW = "of this row"
+"""Stands for the video of prompts that are written into a manifest row itself."""
+NO_SOURCE = (
+    "no prompts: give --prompts FILE, --prompts-dir DIR or --detector NAME, or pass "
+    "--allow-unprompted to commit every video without objects"
+)
+"""Said before anything starts: without prompts every video would end in quarantine."""
 
 
 class PromptSource(StrEnum):
@@ -60,7 +68,7 @@ class RunPrompts:
     Raises
     ------
     ConfigError
-        Prompts are given in two ways, or are unreadable as a whole.
+        Prompts are given in two ways or not at all, or are unreadable as a whole.
     StoreError
         A store refused or did not answer.
     """
@@ -76,7 +84,9 @@ class RunPrompts:
         self._digests: dict[str, str] = {}
         self._names: dict[int, str] = {}
         self._faults: dict[int, str] = {}
-        if corpus.table["prompts"].null_count < len(corpus):
+        self._ranges: dict[int, _Ranges] = {}
+        self._parsed: tuple[str, tuple[Prompt, ...]] = "", ()
+        if corpus.has_prompts:
             if self.kind is not PromptSource.NONE:
                 raise ConfigError(
                     f"prompts come from one place, not from the manifest and a {self.kind}: drop "
@@ -91,6 +101,8 @@ class RunPrompts:
         elif self.kind is PromptSource.FOLDER:
             self._digests = folder_digests(self._where, self._options)
             self._match(corpus, sorted(self._digests))
+        elif self.kind is PromptSource.NONE and not config.prompts.allow_unprompted:
+            raise ConfigError(NO_SOURCE)
 
     @property
     def is_per_video(self) -> bool:
@@ -118,16 +130,20 @@ class RunPrompts:
         return None
 
     def digest(self, row: int) -> str:
-        """Return the hash of the prompts of one corpus row; empty where it has none."""
+        """Return the hash of the prompts of one corpus row; empty where it has none.
+
+        The ranges of one video share the hash of all its prompts.
+        """
         name = self._names.get(row)
-        if name is None:
+        if name is None or self._has_none_in_range(row, name):
             return ""
         table = self._tables.get(row, self._table)
         return table.digest(name) if table is not None else self._digests[name]
 
     def fault(self, row: int) -> str | None:
-        """Return why the prompts of one row cannot be found, if so."""
-        return self._faults.get(row)
+        """Return why it is not known which prompts are those of one row, if so."""
+        told = self._faults.get(row)
+        return self._range_fault(row) if told is None and row in self._ranges else told
 
     def prompts_for(
         self, row: int, category_ids: Mapping[str, int]
@@ -156,36 +172,39 @@ class RunPrompts:
         name = self._names.get(row)
         table = self._tables.get(row, self._table)
         if table is not None and name is not None:
-            prompts = table.prompts_for(name)
+            prompts = self._in_range(row, name) if row in self._ranges else table.prompts_for(name)
             return tuple(_categorised(prompt, category_ids) for prompt in prompts), None
         if self.kind is PromptSource.FOLDER and name is not None:
             return None, f"{self._where}/{name}"
         return (None if self.kind is PromptSource.DETECTOR else ()), None
 
     def _match(self, corpus: Corpus, names: Sequence[str]) -> None:
-        """Find the rows that names mean; the closest fit of several names wins."""
+        """Find the rows that names mean; a row that several names mean is at fault."""
         unknown: list[str] = []
         ambiguous: dict[int, str] = {}
         for name in names:
-            rows = corpus.rows_named(name)
-            videos = {row: corpus.source(row) for row in rows} if len(rows) > 1 else {}
-            if not rows:
+            match = corpus.match(name)
+            if not match.names:
                 unknown.append(name)
-            elif len({source.uri for source in videos.values()}) > 1:
-                told = ", ".join(source.name for source in list(videos.values())[:4])
+            elif len(match.names) > 1:
+                told = ", ".join(list(match.names.values())[:4])
                 sentence = (
                     f"the name {name!r} in {self._where} fits several videos ({told}): write the "
                     f"path below the corpus root"
                 )
-                ambiguous |= dict.fromkeys(rows, sentence)
+                ambiguous |= dict.fromkeys(match.rows, sentence)
             else:
-                for row in rows:
+                for row in match.rows:
                     other = self._names.setdefault(row, name)
                     if other != name:
                         self._faults[row] = (
                             f"{self._where} names {corpus.source(row).name} in two ways, "
                             f"{other!r} and {name!r}: use one of them"
                         )
+                    elif len(match.ranges) > 1 and self._table is not None:
+                        source = corpus.source(row)
+                        own = source.start_us, source.end_us
+                        self._ranges[row] = _Ranges(source.name, own, match.ranges)
         self._faults |= {row: told for row, told in ambiguous.items() if row not in self._names}
         if unknown:
             some = (
@@ -194,6 +213,48 @@ class RunPrompts:
                 else (f"{len(unknown)} names in {self._where}, for instance {unknown[0]!r}, fit")
             )
             self.warnings.append(f"{some} no video of the corpus: those prompts are not used")
+
+    def _parse(self, name: str) -> tuple[Prompt, ...]:
+        """Return all prompts of one video; the ranges of a video ask for them in turn."""
+        assert self._table is not None
+        if self._parsed[0] != name:
+            self._parsed = name, self._table.prompts_for(name)
+        return self._parsed[1]
+
+    def _in_range(self, row: int, name: str) -> tuple[Prompt, ...]:
+        """Return the prompts of one range of a video that has several."""
+        own = self._ranges[row].own
+        return tuple(prompt for prompt in self._parse(name) if _holds(own, prompt))
+
+    def _has_none_in_range(self, row: int, name: str) -> bool:
+        if row not in self._ranges:
+            return False
+        try:
+            return not self._in_range(row, name)
+        except InputError:
+            return False  # there are some, and told about when they are asked for
+
+    def _range_fault(self, row: int) -> str | None:
+        """Return why it is not known to which range of a video its prompts belong, if so."""
+        ranges = self._ranges[row]
+        try:
+            prompts = self._parse(self._names[row])
+        except InputError:
+            return None
+        if any(prompt.time_us is None for prompt in prompts):
+            return (
+                f"{ranges.name} is listed with {len(ranges.listed)} time ranges, and frame_idx in "
+                f"{self._where} does not tell to which of them a prompt belongs: give time_s, or "
+                f"each range its own prompts in the manifest's column prompts"
+            )
+        for prompt in prompts:
+            if not any(_holds(listed, prompt) for listed in ranges.listed):
+                return (
+                    f"the prompt for object {prompt.object_id} of {ranges.name} is at "
+                    f"{(prompt.time_us or 0) / 1e6:.3f} s, in none of the {len(ranges.listed)} "
+                    f"time ranges that are listed: correct time_s in {self._where}"
+                )
+        return None
 
     def _read_references(self, corpus: Corpus) -> None:
         """Read what the manifest's column `prompts` refers to, each reference once."""
@@ -207,7 +268,7 @@ class RunPrompts:
             if isinstance(table, str):
                 self._faults[row] = table
                 continue
-            fitting = [n for n in table.names if not n or row in corpus.rows_named(n)]
+            fitting = [n for n in table.names if n == OF_THIS_ROW or row in corpus.rows_named(n)]
             if len(fitting) == 1:
                 self._tables[row], self._names[row] = table, fitting[0]
                 labels |= set(table.labels())
@@ -230,6 +291,24 @@ class RunPrompts:
             return str(error)
 
 
+@dataclass(frozen=True, slots=True)
+class _Ranges:
+    """The range of a row whose video is listed with several: its own, and all of them."""
+
+    name: str
+    own: Range
+    listed: Sequence[Range]
+
+
+def _holds(within: Range, prompt: Prompt) -> bool:
+    """Tell whether a prompt lies in a range; one by frame index lies in none."""
+    start_us, end_us = within
+    time_us = prompt.time_us
+    return (
+        time_us is not None and (start_us or 0) <= time_us and not (end_us or math.inf) <= time_us
+    )
+
+
 def _inline(text: str, options: StoreOptions) -> PromptTable:
     """Return the prompts that stand in a manifest row itself: an object or a list of objects."""
     import json
@@ -240,7 +319,7 @@ def _inline(text: str, options: StoreOptions) -> PromptTable:
     except ValueError as error:
         raise ConfigError(f"{where} are no JSON ({error}): correct them") from error
     rows = value if isinstance(value, list) else [value]
-    lines = [json.dumps({"video": ""} | row) for row in rows if isinstance(row, dict)]
+    lines = [json.dumps({"video": OF_THIS_ROW} | row) for row in rows if isinstance(row, dict)]
     if len(lines) != len(rows) or not lines:
         raise ConfigError(f"{where} must be an object or a list of objects, got {text[:60]!r}")
     return PromptTable(where, JsonRows("\n".join(lines).encode(), where), options)
