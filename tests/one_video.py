@@ -72,15 +72,17 @@ class Reports:
     """Remembers every heartbeat."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[Phase, int, int]] = []
+        self.seen: list[tuple[Phase, int, int, int]] = []
 
-    def __call__(self, phase: Phase, num_steps: int, num_masks: int) -> None:
-        self.seen.append((phase, num_steps, num_masks))
+    def __call__(
+        self, phase: Phase, num_steps: int, num_masks: int = 0, num_bytes: int = 0
+    ) -> None:
+        self.seen.append((phase, num_steps, num_masks, num_bytes))
 
     def phases(self) -> list[Phase]:
         """Return the phases in order, each change once."""
         order: list[Phase] = []
-        for phase, _, _ in self.seen:
+        for phase, *_ in self.seen:
             if not order or order[-1] is not phase:
                 order.append(phase)
         return order

@@ -7,6 +7,8 @@
 * One attempt more than may be tracked is prefetched: it waits, decoded, until a slot is free; an
   attempt with the small profile waits for all of them.
 * Several videos in flight give the rows of one by one.
+* The local files of a worker that was killed are removed by the next one on its node; those of a
+  living one stay.
 * `progress` and `cancel` concern one attempt, never another; `destroy` ends everything.
 * Log lines carry run, video and attempt, and are put into the output on request.
 """
@@ -14,6 +16,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -251,3 +255,41 @@ def test_the_log_of_a_worker(tmp_path: Path, video: Path) -> None:
     assert failed["video"] == "clip.mp4"
     assert failed["attempt_id"] == "a1"
     assert failed["video_key"] == "77"
+
+
+def test_the_files_of_a_killed_worker_are_removed(
+    tmp_path: Path, video: Path, start: Start
+) -> None:
+    # Given a worker process that is killed while it tracks,
+    spec = spec_of(tmp_path)
+    words = [sys.executable, "-c", _WORKER, str(video), spec.out_uri, str(spec.spool_dir)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"tracking\n"
+        # when another starts beside it, its files stay,
+        start(spec)
+        spool = tmp_path / "spool"
+        assert len(list(spool.iterdir())) == 1
+        process.kill()
+    # and when one starts after its death, they go.
+    start(spec)
+    assert list(spool.iterdir()) == []
+
+
+_WORKER = """
+import sys, threading, time
+from pathlib import Path
+from tests.one_video import BOX, attempt_of
+from workers.actor import TrackingWorker
+from workers.messages import Phase, TrackerSpec, WorkerSpec
+video, out_uri, spool_dir = sys.argv[1:]
+tracker = TrackerSpec("fake", options={"sleep_s": 5.0})
+worker = TrackingWorker(WorkerSpec("run", out_uri, tracker, spool_dir=spool_dir))
+worker.setup()
+attempt = attempt_of(Path(video), BOX)
+threading.Thread(target=worker.process, args=(attempt,), daemon=True).start()
+while not any(p.phase is Phase.TRACKING for p in worker.progress().values()):
+    time.sleep(0.01)
+print("tracking", flush=True)
+time.sleep(60)
+"""

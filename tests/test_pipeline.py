@@ -10,7 +10,8 @@
 * Detections keep identities through the interval modes; a due prompt stays due.
 * Faults of tracker, memory, output and source become their own kinds of error; a cancelled attempt
   stops. In every case the spool is empty and no thread is left.
-* Heartbeats pass through the phases in order and count steps.
+* Heartbeats pass through the phases in order and count steps; frames decoded before the first
+  tracked one, and bytes uploaded, are progress too.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from tests.one_video import (
     write_frames,
 )
 from workers import rle
+from workers.decode import container
 from workers.errors import (
     FailureKind,
     InputError,
@@ -421,7 +423,7 @@ def test_a_missing_spool_directory_is_no_bare_traceback(tmp_path: Path, video: P
 def test_a_cancelled_attempt_stops(tmp_path: Path, video: Path) -> None:
     cancelled = threading.Event()
 
-    def report(phase: Phase, num_steps: int, num_masks: int) -> None:
+    def report(phase: Phase, num_steps: int, num_masks: int = 0, num_bytes: int = 0) -> None:
         if num_steps == 3 and phase is Phase.TRACKING:
             cancelled.set()
 
@@ -431,14 +433,55 @@ def test_a_cancelled_attempt_stops(tmp_path: Path, video: Path) -> None:
 
 def test_heartbeats(tmp_path: Path, video: Path) -> None:
     reports = Reports()
-    track(spec_of(tmp_path, {"late_frames": 4}), attempt_of(video, BOX), report=reports)
+    spec = spec_of(tmp_path, {"late_frames": 4})
+    proposal = track(spec, attempt_of(video, BOX), report=reports)
     phases = [Phase.DOWNLOADING, Phase.WAITING, Phase.TRACKING, Phase.FINISHING]
     assert reports.phases() == phases
-    steps = [num_steps for phase, num_steps, _ in reports.seen if phase is Phase.TRACKING]
+    steps = [num_steps for phase, num_steps, *_ in reports.seen if phase is Phase.TRACKING]
     assert steps == sorted(steps)
     # Steps are counted, not emitted frames: the first four steps emit nothing.
     assert set(range(13)) == set(steps)
-    assert reports.seen[-1] == (Phase.FINISHING, 12, 12)
+    # The upload is told in bytes.
+    num_bytes = sum(part.size_bytes for part in proposal.parts)
+    assert reports.seen[-1] == (Phase.FINISHING, 12, 12, num_bytes)
+    assert (Phase.FINISHING, 12, 12, 0) in reports.seen
+
+
+def test_frames_before_the_range_are_progress(
+    tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a decoder that does not get beyond frame 6, of a range that begins with frame 8, before
+    # somebody has heard of the frames it decoded,
+    heard = threading.Event()
+    time_us = container._Clock.time_us
+
+    def waits(self: Any, frame: Any, frame_idx: int) -> int:
+        if frame_idx == 6:
+            heard.wait(20)
+        return time_us(self, frame, frame_idx)
+
+    def report(phase: Phase, num_steps: int, num_masks: int = 0, num_bytes: int = 0) -> None:
+        if phase is Phase.DOWNLOADING and num_steps == 7:
+            heard.set()
+
+    monkeypatch.setattr(container._Clock, "time_us", waits)
+    # when the attempt waits for its first frame,
+    prompt = Prompt(object_id=1, frame_idx=8, box_xyxy=(10, 8, 40, 30))
+    proposal = track(spec_of(tmp_path), attempt_of(video, prompt, start_us=320_000), report=report)
+    # then it told how many were decoded meanwhile.
+    assert heard.is_set()
+    assert proposal.video["frames_tracked"] == 4
+
+
+def test_a_cancelled_upload_stops(tmp_path: Path, video: Path) -> None:
+    cancelled = threading.Event()
+
+    def report(phase: Phase, num_steps: int, num_masks: int = 0, num_bytes: int = 0) -> None:
+        if phase is Phase.FINISHING and num_bytes:
+            cancelled.set()
+
+    with pytest.raises(PreemptedError):
+        track(spec_of(tmp_path), attempt_of(video, BOX), report=report, cancelled=cancelled)
 
 
 def test_the_small_profile_gives_the_same_rows(tmp_path: Path, video: Path) -> None:

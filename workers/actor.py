@@ -30,6 +30,7 @@ from workers.messages import Attempt, Phase, Progress, Proposal, TaskFailed, Wor
 from workers.pipeline import track_video
 from workers.prompts.detector import create_detector
 from workers.sinks.parts import warm_up
+from workers.spool import remove_abandoned
 from workers.storage import open_store
 from workers.trackers.base import TrackingConfig, TrackingModelLoader
 from workers.trackers.registry import create_tracking_loader
@@ -70,12 +71,16 @@ class _Running:
     phase: Phase = Phase.DOWNLOADING
     num_steps: int = 0
     num_masks: int = 0
+    num_bytes: int = 0
 
-    def report(self, phase: Phase, num_steps: int, num_masks: int) -> None:
-        self.phase, self.num_steps, self.num_masks = phase, num_steps, num_masks
+    def report(self, phase: Phase, num_steps: int, num_masks: int = 0, num_bytes: int = 0) -> None:
+        self.phase, self.num_steps = phase, num_steps
+        self.num_masks, self.num_bytes = num_masks, num_bytes
 
     def progress(self) -> Progress:
-        return Progress(self.attempt.attempt_id, self.phase, self.num_steps, self.num_masks)
+        return Progress(
+            self.attempt.attempt_id, self.phase, self.num_steps, self.num_masks, self.num_bytes
+        )
 
 
 class TrackingWorker:
@@ -113,7 +118,9 @@ class TrackingWorker:
         self._log_written = time.monotonic()
 
     def setup_on_node(self) -> None:
-        """Bring the weights to this node; safe to call from every worker of it.
+        """Prepare this node; safe to call from every worker of it.
+
+        Brings the weights, and removes the local files of workers that were killed here.
 
         Raises
         ------
@@ -122,6 +129,7 @@ class TrackingWorker:
         StoreError
             The store of a checkpoint is unreachable or denies access.
         """
+        remove_abandoned(self.spec.spool_dir)
         tracker, detector = self.spec.tracker, self.spec.detector
         if tracker.checkpoint is not None and self._tracker_file is None:
             self._tracker_file = fetch_weights(tracker.checkpoint, self.spec.corpus_store)

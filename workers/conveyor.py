@@ -113,10 +113,16 @@ class Conveyor(Generic[T]):
                 self._freed.notify()
             return item
 
-    def peek(self) -> T | None:
-        """Return the next item without taking it, waiting for one; None at the end."""
+    def peek(self, while_waiting: Callable[[], None] | None = None) -> T | None:
+        """Return the next item without taking it, waiting for one; None at the end.
+
+        Parameters
+        ----------
+        while_waiting : callable, optional
+            Called a few times a second until there is one; must be quick.
+        """
         with self._filled:
-            self._wait_for_item()
+            self._wait_for_item(while_waiting)
             return self._items[0][0] if self._items else None
 
     def __iter__(self) -> Iterator[T]:
@@ -146,19 +152,26 @@ class Conveyor(Generic[T]):
             self._filled.notify()
             self._freed.notify()
 
-    def _wait_for_item(self) -> None:
+    def _wait_for_item(self, while_waiting: Callable[[], None] | None = None) -> None:
         if not self._items and not self._ended:
             begin = time.perf_counter()
-            self._wait(self._filled, lambda: bool(self._items) or self._ended)
+            self._wait(self._filled, lambda: bool(self._items) or self._ended, while_waiting)
             self.wait_get_s += time.perf_counter() - begin
         if self._stopped:
             raise ConveyorStopped
         if not self._items and self._failure is not None:
             raise self._failure
 
-    def _wait(self, condition: threading.Condition, ready: Callable[[], bool]) -> None:
+    def _wait(
+        self,
+        condition: threading.Condition,
+        ready: Callable[[], bool],
+        while_waiting: Callable[[], None] | None = None,
+    ) -> None:
         while not ready() and not self._stopped:
             condition.wait(_LOOK_UP_S)
+            if while_waiting is not None:
+                while_waiting()
             if self._cancelled.is_set():
                 raise PreemptedError("the attempt was cancelled")
 

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from workers import faults, rle
 from workers.conveyor import ConveyorStopped, PictureQueue, StageThread
@@ -44,11 +44,18 @@ from workers.prompting import (
 from workers.prompts.detector import Detector
 from workers.sinks.parts import PartWriter
 from workers.sinks.rows import SeenMask, VideoRows
+from workers.spool import spool_folder
 from workers.storage import open_store
 from workers.trackers.base import TrackingFrame, TrackingModelLoader, TrackingSession
 
-Report = Callable[[Phase, int, int], None]
-"""Called as the attempt moves on: phase, frames stepped (bytes while downloading), masks."""
+
+class Report(Protocol):
+    """Called as the attempt moves on, with what `workers.messages.Progress` holds."""
+
+    def __call__(
+        self, phase: Phase, num_steps: int, num_masks: int = 0, num_bytes: int = 0
+    ) -> None:
+        """Take note; must be quick."""
 
 
 def track_video(
@@ -104,29 +111,26 @@ def track_video(
         if attempt.prompts == () and not spec.allow_unprompted:
             raise InputError(unprompted_sentence(attempt))
         times = _Times()
-        download = _Download(report)
+        spool = stack.enter_context(spool_folder(spec.spool_dir))
+        arrival = _Arrival(report)
         local = stack.enter_context(
-            fetch_video(
-                attempt.source, spec.corpus_store, spec.spool_dir, download.on_bytes, cancelled
-            )
+            fetch_video(attempt.source, spec.corpus_store, spool, arrival.on_bytes, cancelled)
         )
         times.fetched = time.perf_counter()
         store = open_store(spec.out_uri, spec.out_store)
-        parts = stack.enter_context(
-            PartWriter(store, attempt.epoch, attempt.attempt_id, spec.spool_dir)
-        )
+        parts = stack.enter_context(PartWriter(store, attempt.epoch, attempt.attempt_id, spool))
         decoding = _Decoding(attempt, local, spec.num_threads, cancelled)
         stack.callback(decoding.stop)
-        header = decoding.start()
+        header = decoding.start(arrival.on_decoded)
         names = local.images.names if local.images is not None else None
         prompts = prompt_source(spec, attempt, detector, header, names)
-        download.is_reported = False
-        report(Phase.WAITING, 0, 0)
+        arrival.end()
+        report(Phase.WAITING, 0)
         times.gate_asked = time.perf_counter()
 
         with gate or nullcontext():
             times.gate_passed = time.perf_counter()
-            report(Phase.TRACKING, 0, 0)
+            report(Phase.TRACKING, 0)
             writing = _Writing(attempt, spec, header, parts, cancelled)
             stack.callback(writing.stop)
             writing.start()
@@ -143,26 +147,55 @@ def track_video(
 
         writing.finish(lambda: report(Phase.FINISHING, tracking.num_steps, writing.num_masks))
         times.closed = time.perf_counter()
-        staged = parts.upload()
+        num_uploaded = 0
+
+        def on_uploaded(num_bytes: int) -> None:
+            nonlocal num_uploaded
+            num_uploaded += num_bytes
+            report(Phase.FINISHING, tracking.num_steps, writing.num_masks, num_uploaded)
+            if cancelled.is_set():
+                raise PreemptedError(f"{attempt.source.name}: the attempt was cancelled")
+
+        staged = parts.upload(on_uploaded)
         times.uploaded = time.perf_counter()
-        stages = _stage_stats(times, download, decoding, tracking, writing, staged)
+        stages = _stage_stats(times, arrival, decoding, tracking, writing, staged)
         video = _video_row(attempt, spec, worker, times, stages, decoding, writing)
         return Proposal(attempt.attempt_id, video, stages, staged)
 
 
-class _Download:
-    """Counts what is fetched; a folder of frames goes on fetching while it is decoded."""
+class _Arrival:
+    """Counts and tells what is fetched, and what is decoded before the first tracked frame.
+
+    A folder of frames goes on fetching while it is decoded, and a range that starts late is
+    reached through thousands of frames: two threads have something to tell.
+    """
 
     def __init__(self, report: Report) -> None:
         self.num_bytes = 0
-        self.is_reported = True
+        self._num_decoded = 0
+        self._is_told = True
         self._report = report
-        report(Phase.DOWNLOADING, 0, 0)
+        self._lock = threading.Lock()
+        report(Phase.DOWNLOADING, 0)
 
     def on_bytes(self, num_bytes: int) -> None:
-        self.num_bytes += num_bytes
-        if self.is_reported:
-            self._report(Phase.DOWNLOADING, self.num_bytes, 0)
+        with self._lock:
+            self.num_bytes += num_bytes
+            self._tell()
+
+    def on_decoded(self, num_frames: int) -> None:
+        with self._lock:
+            self._num_decoded += num_frames
+            self._tell()
+
+    def end(self) -> None:
+        """Go on counting, and say no more: the attempt is in another phase."""
+        with self._lock:
+            self._is_told = False
+
+    def _tell(self) -> None:
+        if self._is_told:
+            self._report(Phase.DOWNLOADING, self._num_decoded, num_bytes=self.num_bytes)
 
 
 @dataclass(slots=True)
@@ -191,14 +224,30 @@ class _Decoding:
             attempt.small_profile, cancelled
         )
         self._thread = StageThread("maskmill-decode", self._work, self.queue.fail)
-        self.reader: VideoReader
+        self._reader: VideoReader | None = None
         self.first_decoded = 0.0
         self.busy_s = 0.0
 
-    def start(self) -> VideoHeader:
-        """Start the thread and wait for the first frame."""
+    @property
+    def reader(self) -> VideoReader:
+        """The open video; there is one as soon as there is a frame."""
+        assert self._reader is not None
+        return self._reader
+
+    def start(self, on_decoded: Callable[[int], None]) -> VideoHeader:
+        """Start the thread and wait for the first frame, telling of those that lie before it."""
+        last = 0
+
+        def look() -> None:
+            nonlocal last
+            num_decoded = self._reader.num_decoded if self._reader is not None else 0
+            # A seek that turned out not to be exact begins to count anew.
+            if num_decoded > last:
+                on_decoded(num_decoded - last)
+            last = num_decoded
+
         self._thread.start()
-        self.queue.peek()
+        self.queue.peek(look)
         # Waiting for the first frame is the start of the video, not a stall of the tracker.
         self.queue.wait_get_s = 0.0
         return self.reader.header
@@ -210,7 +259,7 @@ class _Decoding:
     def _work(self) -> None:
         begin = time.perf_counter()
         with open_video(self._source, self._local, num_threads=self._num_threads) as reader:
-            self.reader = reader
+            self._reader = reader
             self.first_decoded = time.perf_counter()
             # A frame is handed on when the time of the next is known: a prompt that names a time
             # belongs to the frame shown then.
@@ -420,7 +469,7 @@ class _Writing:
 
 def _stage_stats(
     times: _Times,
-    download: _Download,
+    arrival: _Arrival,
     decoding: _Decoding,
     tracking: _Tracking,
     writing: _Writing,
@@ -430,7 +479,7 @@ def _stage_stats(
     num_masks = writing.rows.num_masks
     num_bytes = sum(part.size_bytes for part in staged)
     return (
-        StageStats(Stage.DOWNLOAD, download.num_bytes, times.fetched - times.begin),
+        StageStats(Stage.DOWNLOAD, arrival.num_bytes, times.fetched - times.begin),
         StageStats(
             Stage.DECODE,
             decoding.reader.num_decoded,

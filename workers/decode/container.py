@@ -166,6 +166,8 @@ class ContainerReader:
             sought = self._seek(clock, start_us)
             if sought is not None:
                 first_idx, frames = sought
+            else:
+                self.num_decoded = 0
         self._first = None
         for frame_idx, frame in enumerate(frames, first_idx):
             self.num_decoded += 1
@@ -193,6 +195,7 @@ class ContainerReader:
             for frame in decoder.frames():
                 if frame.pts is not None and frame.pts < order.key_pts:
                     continue  # leading pictures of an open group: their references are missing
+                self.num_decoded += 1
                 if len(ahead) < len(stretch) and frame.pts == stretch[len(ahead)]:
                     ahead.append(frame if len(ahead) == len(stretch) - 1 else None)
                     if len(ahead) == len(stretch):
@@ -208,7 +211,7 @@ class ContainerReader:
             return None
         self._decoder.close()
         self._decoder = decoder
-        self.num_decoded += len(stretch) - 1
+        self.num_decoded -= 1  # the last one comes out again, as the first of the range
         return order.first, decoder.frames(ahead[-1])
 
     def _to_rgb(self, frame: Any) -> NDArray[np.uint8]:
