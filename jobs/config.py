@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from workers.errors import ConfigError
 from workers.messages import (
     DetectorSpec,
     PromptMode,
@@ -152,28 +153,34 @@ class RunConfig(Section):
         Returns
         -------
         dict of str to value
-            JSON-serialisable, the input of the fingerprint.
+            JSON-serialisable, the input of the fingerprint. The tracker goes by its registered
+            name and all its options are there, so that spelling a default out changes nothing.
+            Prompts are not: they are part of each video's identity.
+
+        Raises
+        ------
+        ConfigError
+            The tracker or one of its options is unknown.
         """
+        name, options = _tracker_settings(self.tracker)
         settings: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
-            "tracker.name": self.tracker.name,
+            "tracker.name": name,
             "tracker.sha256": tracker_sha256,
             "tracker.image_size": self.tracker.image_size,
             "tracker.dtype": self.tracker.dtype,
-            "prompts.kind": self.prompt_kind,
             "prompts.mode": self.prompts.mode.value,
             "prompts.interval": self.prompts.interval
             if self.prompts.mode is PromptMode.EVERY_N_FRAMES
             else None,
             "prompts.threshold": self.prompts.threshold,
-            "prompts.allow_unprompted": self.prompts.allow_unprompted,
         }
-        for key, value in sorted(self.tracker.options.items()):
+        for key, value in sorted(options.items()):
             settings[f"tracker.options.{key}"] = value
         detector = self.prompts.detector
         if detector is not None:
             settings |= {
-                "detector.name": detector.name,
+                "detector.name": detector.name.lower().replace("_", "-"),
                 "detector.sha256": detector_sha256,
                 "detector.classes": sorted(detector.classes),
                 "detector.confidence": detector.confidence,
@@ -209,6 +216,23 @@ class RunConfig(Section):
             videos_in_flight=self.pool.videos_per_worker,
             spool_dir=self.pool.spool_dir,
         )
+
+
+def _tracker_settings(tracker: TrackerConfig) -> tuple[str, dict[str, Any]]:
+    """Return a tracker's registered name, and all its options, those not given by their default."""
+    # Late, as the registry imports the module of a tracker: `--help` needs none of them.
+    import sys
+
+    from workers.trackers.base import TrackingConfig, check_options
+    from workers.trackers.registry import create_tracking_loader, tracker_info
+
+    try:
+        name = tracker_info(tracker.name).name
+        loader = create_tracking_loader(name, TrackingConfig(name))
+        defaults = sys.modules[type(loader).__module__].OPTIONS
+        return name, check_options(name, tracker.options, defaults)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def fingerprint(mask_settings: Mapping[str, Any]) -> str:
