@@ -153,8 +153,11 @@ def status_lines(store: Store, state: LogState, live: LiveStatus | None, now_s: 
     fresh = live is not None and live.is_fresh(now_s) and live.epoch == state.epoch
     lines = [f"run {state.plan.run_id} in {store.uri}: {_condition(state, fresh)}", ""]
     settled = state.num_committed + state.num_quarantined
-    share = f" ({100 * settled / num_videos:.0f} %)" if num_videos else ""
-    lines.append(f"  committed    {state.num_committed:,} of {num_videos:,} videos{share}")
+    # The newest plan may be of a part, with --limit for instance, while the log knows of more.
+    is_part = settled > num_videos
+    whole = "" if is_part else f" of {num_videos:,}"
+    share = "" if is_part or not num_videos else f" ({100 * settled / num_videos:.0f} %)"
+    lines.append(f"  committed    {state.num_committed:,}{whole} videos{share}")
     if state.num_quarantined:
         lines.append(f"  quarantined  {state.num_quarantined:,}")
     num_frames, num_masks = (sum(int(run[n]) for run in runs) for n in ("num_frames", "num_masks"))

@@ -3,6 +3,7 @@
 * The log alone tells what is committed, quarantined (with reasons) and left, also when there is no
   `_status.json`, an unreadable one, or one of another driver.
 * A fresh status adds what is under way; a stale one is not believed.
+* After a plan of fewer videos than are settled there is no share of them.
 * A run whose driver died is told apart from one at work and from one that ended.
 * `--watch` ends by itself when the run is closed.
 """
@@ -70,6 +71,14 @@ def test_log_alone(store: Store, log: CommitLog) -> None:
     assert "100 frames" in text
     assert "c.mp4 (input): c.mp4 is empty" in text
     assert "tracking" not in text
+
+
+def test_a_plan_of_a_part_has_no_share(store: Store, log: CommitLog) -> None:
+    # Given three settled videos, when one of them is planned alone (--limit 1)
+    log.plan(replace(run_plan(), totals={"num_videos": 1}))
+    text = shown(store)
+    assert "  committed    2 videos\n" in text
+    assert "%" not in text
 
 
 def test_fresh_status_adds_what_is_under_way(store: Store, log: CommitLog) -> None:
