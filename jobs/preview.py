@@ -238,7 +238,8 @@ def preview_lines(
         fact("headers", f"{len(preview.probed):,} read, {len(unreadable):,} of them unreadable")
     )
     lines += quarantine_lines([*invalid, *unreadable], head="would be quarantined")
-    lines += [f"warning: {text}" for text in plan.prompts.warnings]
+    warnings = (*plan.corpus.warnings, *plan.prompts.warnings)
+    lines += [f"warning: {text}" for text in warnings]
     lines += ["", "configuration", "", to_toml(config)]
     return lines
 

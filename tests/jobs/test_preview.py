@@ -2,6 +2,7 @@
 
 * A file whose header kills the process that reads it is named, and the others are still read.
 * A large corpus is sampled; the rest is estimated by the sample's frames per byte.
+* Warnings of the corpus are told.
 * Strides leave frames out, not hours of video.
 """
 
@@ -51,6 +52,15 @@ def test_fatal_header_is_named(corpus: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "  headers      6 read, 1 of them unreadable" in lines
     assert any("the header of v3.mp4 is fatal" in line for line in lines)
     assert "  frames       about 150 to track" in lines
+
+
+def test_warnings_of_the_corpus_are_told(tmp_path: Path) -> None:
+    write_video(tmp_path / "v.mp4", num_frames=3)
+    (tmp_path / "thumbnail.jpg").write_bytes(b"")
+    config = config_of(tmp_path)
+    lines = preview.preview_lines(config, preview.make_preview(config), fps=25)
+    (warning,) = (line for line in lines if line.startswith("warning: "))
+    assert "1 images are taken for thumbnails" in warning
 
 
 def test_sample_speaks_for_the_rest(corpus: Path) -> None:
