@@ -187,14 +187,6 @@ def test_a_time_is_the_frame_shown_then(tmp_path: Path, time_us: int, frame_idx:
     assert rows["masks"][0]["frame_idx"] == frame_idx
 
 
-def test_prompts_without_ids_get_the_next_free_ones(tmp_path: Path, video: Path) -> None:
-    spec = spec_of(tmp_path)
-    boxes = [Prompt(frame_idx=0, box_xyxy=(5 * n, 5, 5 * n + 9, 30)) for n in (1, 2)]
-    given = Prompt(object_id=3, frame_idx=0, box_xyxy=(50, 5, 60, 30))
-    rows = read_rows(spec, track(spec, attempt_of(video, boxes[0], given, boxes[1])))
-    assert [row["object_id"] for row in rows["objects"]] == [3, 4, 5]
-
-
 def test_masks_as_prompts(tmp_path: Path, video: Path) -> None:
     labels = np.zeros((HEIGHT, WIDTH), np.uint8)
     labels[5:25, 10:30] = 1
@@ -254,6 +246,38 @@ def test_a_dense_folder_with_a_stride(tmp_path: Path, video: Path, start_us: int
 
 
 @pytest.mark.parametrize(
+    ("suffix", "num_frames", "source", "expected"),
+    [
+        # The range ends before the pictures do.
+        (".mp4", 12, {"end_us": 240_000}, [0, 4]),
+        (".mp4", 12, {"start_us": 80_000, "end_us": 240_000}, [2]),
+        # The range is reached by a seek, so that most frames before it are never decoded.
+        (".mp4", 300, {"start_us": 10_400_000, "stride": 7}, [260, 288]),
+        # Of a folder only the tracked frames are decoded.
+        ("", 12, {"start_us": 41_666, "stride": 4}, [1]),
+    ],
+)
+def test_a_dense_folder_and_a_range(
+    tmp_path: Path, suffix: str, num_frames: int, source: dict[str, Any], expected: list[int]
+) -> None:
+    # Pictures before, between and behind the tracked frames are passed over.
+    path = tmp_path / f"clip{suffix}"
+    video = (
+        media.write_video(path, num_frames=num_frames, gop=12)
+        if suffix
+        else write_frames(path, num_frames)
+    )
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for idx in range(num_frames):
+        Image.fromarray(np.full((HEIGHT, WIDTH), 3, np.uint8)).save(masks / f"{idx}.png")
+    attempt = Attempt("a1", 3, 1, source_of(video, **source), prompts_dir=str(masks))
+    spec = spec_of(tmp_path, prompt_mode=PromptMode.EVERY_N_FRAMES, prompt_interval=4)
+    rows = read_rows(spec, track(spec, attempt))
+    assert [row["frame_idx"] for row in rows["prompts"]] == expected
+
+
+@pytest.mark.parametrize(
     ("prompts", "source", "words"),
     [
         ((), {}, "has no prompt"),
@@ -264,7 +288,11 @@ def test_a_dense_folder_with_a_stride(tmp_path: Path, video: Path, start_us: int
         ((Prompt(1, -1, box_xyxy=(1, 1, 9, 9)),), {}, "counted from 0"),
         ((Prompt(1, time_us=9_000_000, box_xyxy=(1, 1, 9, 9)),), {}, "at 9.000 s, after the last"),
         ((Prompt(1, time_us=0, box_xyxy=(1, 1, 9, 9)),), {"start_us": 80_000}, "before the first"),
-        ((Prompt(1, box_xyxy=(1, 1, 9, 9)),), {}, "neither a frame nor a time"),
+        (
+            (Prompt(1, 9, box_xyxy=(1, 1, 9, 9)),),
+            {"end_us": 200_000},
+            "frame 9, which its time range",
+        ),
         ((Prompt(1, 0),), {}, "is missing"),
         ((BOX, BOX), {}, "prompted twice on frame 0"),
         ((Prompt(1, 0, box_xyxy=(200, 1, 209, 9)),), {}, "outside the 96x64 picture"),
@@ -277,6 +305,12 @@ def test_a_dense_folder_with_a_stride(tmp_path: Path, video: Path, start_us: int
             "4x4 pixels, but the picture is 96x64",
         ),
         ((Prompt(1, 0, mask_rle={"size": [64, 96], "counts": b"123"}),), {}, "is no COCO RLE"),
+        # The size is judged before anything is decoded.
+        (
+            (Prompt(1, 0, mask_rle={"size": [10**6, 10**6], "counts": b"123"}),),
+            {},
+            "is 1000000x1000000 pixels, but",
+        ),
         ((Prompt(1, 0, mask_uri="/nowhere/mask.png"),), {}, "does not exist"),
     ],
 )
@@ -374,7 +408,7 @@ def test_masks_below_the_threshold_are_not_written(tmp_path: Path, video: Path) 
     assert rows["objects"][0]["frames_visible"] == 4
 
 
-def test_a_truncated_tail_is_recorded(tmp_path: Path) -> None:
+def test_a_truncated_tail_is_recorded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     video = media.write_video(tmp_path / "cut.mkv", num_frames=60, gop=12)
     media.truncate(video, 0.6)
     spec = spec_of(tmp_path)
@@ -382,6 +416,16 @@ def test_a_truncated_tail_is_recorded(tmp_path: Path) -> None:
     assert proposal.video["truncated"] is True
     assert 5 < proposal.video["frames_tracked"] < 60
     assert len(read_rows(spec, proposal)["frames"]) == proposal.video["frames_tracked"]
+    assert "the file ends" in caplog.text
+
+
+def test_a_size_that_changes_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one = media.write_video(tmp_path / "one.ts", num_frames=5)
+    two = media.write_video(tmp_path / "two.ts", num_frames=5, width=192, height=128, first_idx=5)
+    video = tmp_path / "clip.ts"
+    video.write_bytes(one.read_bytes() + two.read_bytes())
+    track(spec_of(tmp_path), attempt_of(video, BOX))
+    assert "5 frames were scaled to the first one's size" in caplog.text
 
 
 @pytest.mark.parametrize("step", [0, 5, 11])

@@ -121,7 +121,8 @@ class Prompt:
     Attributes
     ----------
     object_id : int or None
-        The object it belongs to; None lets the session give the next free id.
+        The object it belongs to. An attempt's prompts all have one: whoever reads a table gives
+        rows without one the next free ids.
     frame_idx : int or None
         0-based decoded frame of the source. Exactly one of frame_idx and time_us is set, but for
         detections, which belong to the frame they were made on.

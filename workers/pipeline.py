@@ -8,6 +8,7 @@ the next video is prefetched while the current one is tracked.
 
 from __future__ import annotations
 
+import logging
 import platform
 import resource
 import sys
@@ -47,6 +48,8 @@ from workers.sinks.rows import SeenMask, VideoRows
 from workers.spool import spool_folder
 from workers.storage import open_store
 from workers.trackers.base import TrackingFrame, TrackingModelLoader, TrackingSession
+
+_log = logging.getLogger(__name__)
 
 
 class Report(Protocol):
@@ -271,6 +274,10 @@ class _Decoding:
             if held is not None:
                 self._put(held, None)
         self.busy_s = time.perf_counter() - begin - self.queue.wait_put_s
+        if reader.truncated:
+            _log.warning("%s", reader.truncation)
+        if reader.num_resized:
+            _log.warning("%d frames were scaled to the first one's size", reader.num_resized)
         self.queue.end()
 
     def _put(self, frame: DecodedFrame, until_us: int | None) -> None:
@@ -331,7 +338,7 @@ class _Tracking:
                         final = [TrackingFrame(frame.frame_idx, [], {}, 0.0)]
                 self.num_steps += 1
                 yield [self._tracked(emitted) for emitted in final]
-            self._prompts.finish(decoding.reader.num_decoded)
+            self._prompts.finish(decoding.reader.num_frames)
             with self._guard(), self._lock:
                 final = session.finish()
             yield [self._tracked(emitted) for emitted in final]

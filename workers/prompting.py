@@ -10,7 +10,7 @@ import io
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
@@ -97,8 +97,13 @@ class PromptSource(Protocol):
             A prompt cannot be used.
         """
 
-    def finish(self, num_decoded: int) -> None:
+    def finish(self, num_frames: int | None) -> None:
         """Check, at the end of the video, that no prompt was left over.
+
+        Parameters
+        ----------
+        num_frames : int or None
+            Frames of the whole video; None when its time range ended before its end was seen.
 
         Raises
         ------
@@ -126,7 +131,7 @@ class GivenPrompts:
     Raises
     ------
     InputError
-        A prompt is on no frame at all, or two are for the same object on the same frame.
+        Of `take`, where two prompts are for the same object on the same frame.
     """
 
     def __init__(
@@ -145,16 +150,11 @@ class GivenPrompts:
         self._timed: list[Prompt] = []
         self._num_used = 0
         self._num_prompts = len(prompts)
-        for prompt in self._with_ids(prompts):
+        for prompt in prompts:
             if prompt.frame_idx is not None:
                 self._by_frame[prompt.frame_idx].append(prompt)
-            elif prompt.time_us is not None:
-                self._timed.append(prompt)
             else:
-                raise InputError(
-                    f"{self._source.name}: the prompt for object {prompt.object_id} names neither "
-                    f"a frame nor a time: give it frame_idx or time_s"
-                )
+                self._timed.append(prompt)
         self._frames = sorted(self._by_frame, reverse=True)
         self._timed.sort(key=_time_of, reverse=True)
 
@@ -185,15 +185,15 @@ class GivenPrompts:
         self._num_used += len(rows)
         return [self._resolve(row, frame) for row in rows]
 
-    def finish(self, num_decoded: int) -> None:
+    def finish(self, num_frames: int | None) -> None:
         """Check that no prompt was left over; see `PromptSource`."""
-        while self._frames and self._frames[-1] < num_decoded:
+        while self._frames and (num_frames is None or self._frames[-1] < num_frames):
             self._pass_over(self._frames.pop())
-        if self._frames:
+        if self._frames and num_frames is not None:
             prompt = self._by_frame[self._frames[0]][0]
             raise InputError(
                 f"{self._source.name}: the prompt for object {prompt.object_id} is on frame "
-                f"{prompt.frame_idx}, but the video ends with frame {num_decoded - 1} (frames are "
+                f"{prompt.frame_idx}, but the video ends with frame {num_frames - 1} (frames are "
                 f"counted from 0): correct frame_idx"
             )
         if self._timed:
@@ -208,18 +208,6 @@ class GivenPrompts:
                 f"{self._policy.mode.value} takes: move one to the first tracked frame, or use "
                 f"--prompt-mode {PromptMode.FIRST_FRAME.value}"
             )
-
-    def _with_ids(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """Return the prompts, those without an object id given the next free ones."""
-        taken = [prompt.object_id for prompt in prompts if prompt.object_id is not None]
-        next_id = max([FIRST_OBJECT_ID - 1, *taken]) + 1
-        complete = []
-        for prompt in prompts:
-            if prompt.object_id is None:
-                prompt = replace(prompt, object_id=next_id)
-                next_id += 1
-            complete.append(prompt)
-        return complete
 
     def _last_until_us(self, moment: Moment) -> int:
         """Return until when the last tracked frame is shown."""
@@ -281,6 +269,9 @@ class GivenPrompts:
             try:
                 mask_height, mask_width = (int(side) for side in prompt.mask_rle["size"])
                 counts = prompt.mask_rle["counts"]
+                # The size first: a wrong one could ask for any amount of memory.
+                if (mask_height, mask_width) != (height, width):
+                    raise _wrong_size(name, (mask_height, mask_width), frame)
                 mask = rle.decode(counts, mask_height, mask_width)
             except (rle.InvalidRleError, KeyError, TypeError, ValueError) as error:
                 raise InputError(f"{name} is no COCO RLE: {error}") from error
@@ -289,10 +280,7 @@ class GivenPrompts:
         else:
             raise InputError(f"{name} is missing: give it a box, points or a mask")
         if mask.shape != (height, width):
-            raise InputError(
-                f"{name} is {mask.shape[1]}x{mask.shape[0]} pixels, but the picture is "
-                f"{width}x{height}: give masks at the size of the video"
-            )
+            raise _wrong_size(name, mask.shape, frame)
         return mask
 
 
@@ -334,7 +322,7 @@ class DetectedPrompts:
             prompts.append(self._resolve(assigned.object_id, assigned.detection))
         return sorted(prompts, key=lambda prompt: prompt.object_id)
 
-    def finish(self, num_decoded: int) -> None:
+    def finish(self, num_frames: int | None) -> None:
         """Do nothing: a video without any detection is a result."""
 
     def _resolve(self, object_id: int, detection: Detection) -> ResolvedPrompt:
@@ -364,7 +352,7 @@ class NoPrompts:
         """Return nothing."""
         return []
 
-    def finish(self, num_decoded: int) -> None:
+    def finish(self, num_frames: int | None) -> None:
         """Do nothing."""
 
 
@@ -432,6 +420,14 @@ def _due_frames(attempt: Attempt, policy: PromptPolicy) -> Callable[[int], bool]
         return None
     # Without a range the first tracked frame is frame 0, so frames and steps count alike.
     return lambda idx: idx % source.stride == 0 and policy.takes_row(idx // source.stride)
+
+
+def _wrong_size(name: str, size: tuple[int, ...], frame: DecodedFrame) -> InputError:
+    height, width = frame.image.shape[:2]
+    return InputError(
+        f"{name} is {size[1]}x{size[0]} pixels, but the picture is {width}x{height}: give masks at "
+        f"the size of the video"
+    )
 
 
 def _time_of(prompt: Prompt) -> int:

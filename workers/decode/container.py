@@ -92,6 +92,7 @@ class ContainerReader:
     header: VideoHeader = field(init=False)
     num_decoded: int = field(init=False, default=0)
     num_corrupt: int = field(init=False, default=0)
+    num_frames: int | None = field(init=False, default=None)
     num_resized: int = field(init=False, default=0)
     vfr: bool = field(init=False, default=False)
     truncated: bool = field(init=False, default=False)
@@ -139,7 +140,7 @@ class ContainerReader:
     def _tracked(self) -> Iterator[DecodedFrame]:
         start_us, end_us = self.source.start_us or 0, self.source.end_us
         in_range = 0
-        last_us = 0
+        frame_idx, last_us = -1, 0
         for frame_idx, pts_us, frame in self._timed(start_us):
             last_us = pts_us
             if pts_us < start_us:
@@ -150,6 +151,7 @@ class ContainerReader:
                 yield DecodedFrame(frame_idx, pts_us, self._to_rgb(frame))
             in_range += 1
         else:
+            self.num_frames = frame_idx + 1
             self._judge_end()
         if not in_range:
             raise InputError(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -65,6 +65,7 @@ class FramesReader:
     header: VideoHeader = field(init=False)
     num_decoded: int = field(init=False, default=0)
     num_corrupt: int = field(init=False, default=0)
+    num_frames: int | None = field(init=False)
     num_resized: int = field(init=False, default=0)
     vfr: bool = field(init=False, default=False)
     truncated: bool = field(init=False, default=False)
@@ -78,6 +79,7 @@ class FramesReader:
                 f"{self.source.name} holds no images directly: remove it from the corpus"
             )
         first = next(iter(self.images.stream([0])))
+        self.num_frames = len(names)
         _, self.header = read_image(first, f"{self.source.name}/{names[0]}", len(names))
 
     def __iter__(self) -> Iterator[DecodedFrame]:
@@ -270,8 +272,3 @@ def _rgb(image: Any) -> NDArray[np.uint8]:
         image = image.convert("RGBA")
     rgb: NDArray[np.uint8] = np.ascontiguousarray(np.asarray(image.convert("RGB")))
     return rgb
-
-
-def frame_stems(names: Sequence[str]) -> list[str]:
-    """Return the names of frames without their extensions, as prompts call them."""
-    return [name.rpartition(".")[0] for name in names]

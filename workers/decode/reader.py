@@ -136,6 +136,9 @@ class VideoReader(Protocol):
         Frames the decoder delivered, those before the range or between strides included.
     num_corrupt : int
         Packets or frames that could not be decoded and were left out.
+    num_frames : int or None
+        Frames in the whole source, for whatever range and stride; None when it is a file whose end
+        was not reached, since the range ended before.
     num_resized : int
         Frames whose stored size differed from the first one's and which were scaled to it.
     vfr : bool
@@ -149,6 +152,7 @@ class VideoReader(Protocol):
     header: VideoHeader
     num_decoded: int
     num_corrupt: int
+    num_frames: int | None
     num_resized: int
     vfr: bool
     truncated: bool
