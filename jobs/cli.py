@@ -210,7 +210,7 @@ def status(
 
 
 @app.command()
-@configured(OUT_STORE)
+@configured(WORKERS, OUT_STORE)
 def retry(
     command: CommandLine,
     out: OutArgument,
@@ -220,7 +220,10 @@ def retry(
     ] = None,
 ) -> None:
     """Try the quarantined videos of a run once more, with the configuration it had."""
+    from jobs.settings import check_models
+
     config = stored_config(open_out(out, command), command)
+    check_models(config)
     notice_licence(config)
     raise typer.Exit(
         run_and_report(
@@ -262,6 +265,7 @@ def verify(
 def gc(command: CommandLine, out: OutArgument, take_over: TakeOver = False) -> None:
     """Delete what no commit names: parts of dead attempts, parts already in the dataset."""
     from jobs.maintenance import gc as collect_garbage
+    from jobs.startup import owner_name
 
     report = collect_garbage(open_out(out, command), owner_name(), take_over=take_over)
     print(
@@ -275,6 +279,7 @@ def gc(command: CommandLine, out: OutArgument, take_over: TakeOver = False) -> N
 def compact(command: CommandLine, out: OutArgument, take_over: TakeOver = False) -> None:
     """Merge the dataset into fewer, larger, sorted files."""
     from jobs.maintenance import compact as compact_dataset
+    from jobs.startup import owner_name
 
     made = compact_dataset(open_out(out, command), owner_name(), take_over=take_over)
     print(f"made {made:,} segments" if made else "nothing to merge")
@@ -346,12 +351,12 @@ def stored_config(store: Store, command: CommandLine) -> RunConfig:
     store : Store
         The output, as the command reaches it now.
     command : CommandLine
-        How to reach the output, which may have changed since.
+        Flags that were typed: how to reach the output and what workers may use may have changed.
 
     Returns
     -------
     RunConfig
-        As the newest plan record holds it.
+        As the newest plan record holds it, but for the flags.
 
     Raises
     ------
@@ -360,29 +365,20 @@ def stored_config(store: Store, command: CommandLine) -> RunConfig:
     """
     from pydantic import ValidationError
 
-    from jobs.startup import stored_config as read_config
+    from jobs.config import RunConfig
+    from jobs.settings import Given, with_flags
     from jobs.status import read_log
 
-    read_log(store)
+    plan = read_log(store).plan
+    assert plan is not None, "read_log refuses a log without a plan"
     try:
-        config = read_config(store)
+        config = RunConfig.model_validate(plan.config)
     except ValidationError as error:
         raise ConfigError(
             f"the configuration stored in {store.uri} is of another version of maskmill "
             f"({error.errors()[0]['msg']}): repeat the run command instead"
         ) from error
-    reached = config.out.store.model_copy(update=command.out_store().model_dump(exclude_unset=True))
-    out = config.out.model_copy(update={"uri": store.uri, "store": reached})
-    return config.model_copy(update={"out": out})
-
-
-def owner_name() -> str:
-    """Return who holds a fence: host, process and something unique."""
-    import os
-    import socket
-    import uuid
-
-    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    return with_flags(config, command.flags | {"out.uri": Given(store.uri, "OUT")})
 
 
 def run_and_report(config: RunConfig, command: str, **options: Any) -> int:

@@ -393,6 +393,65 @@ OUT_STORE = Group(
 )
 
 
+def command_words(config: RunConfig) -> list[str]:
+    """Return what to type after ``maskmill run`` for a configuration.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Any configuration.
+
+    Returns
+    -------
+    list of str
+        The corpus, a flag for each key that is not at its default, and ``--set`` for what no flag
+        can say.
+    """
+    from jobs.config import CorpusConfig, DetectorConfig, OutConfig, PromptConfig, RunConfig
+    from jobs.settings import flat_keys, format_value
+
+    defaults = flat_keys(
+        RunConfig(
+            corpus=CorpusConfig(),
+            out=OutConfig(uri=""),
+            prompts=PromptConfig(detector=DetectorConfig(name="")),
+        )
+    )
+    left = {key: v for key, v in flat_keys(config).items() if v != defaults.get(key)}
+    words: list[str] = left.pop("corpus.paths", [])
+    for group in (CORPUS, OUT, MODEL, PROMPTS, WORKERS, STORES):
+        for flag in group.flags:
+            words += _flag_words(flag, left)
+    return words + [w for key, v in left.items() for w in ("--set", f"{key}={format_value(v)}")]
+
+
+def _flag_words(flag: Flag, left: dict[str, Any]) -> list[str]:
+    """Return the words of one flag, and take what they say out of `left`."""
+    from jobs.settings import format_value
+
+    if flag.parse is _pairs:
+        prefix = f"{flag.keys[0]}."
+        pairs = {key: left.pop(key) for key in list(left) if key.startswith(prefix)}
+        texts = [f"{key.removeprefix(prefix)}={format_value(v)}" for key, v in pairs.items()]
+        return [word for text in texts for word in (flag.name, text)]
+    values = [left.get(key) for key in flag.keys]
+    if values[0] is None or any(value != values[0] for value in values):
+        return []
+    value = values[0]
+    if flag.kind is bool:
+        words = [flag.name]
+    elif isinstance(value, list) and flag.parse is None:
+        words = [word for item in value for word in (flag.name, item)]
+    else:
+        text = ",".join(value) if isinstance(value, list) else str(value)
+        if flag.parse is _words and _words(text) != value:
+            return []
+        words = [flag.name, text]
+    for key in flag.keys:
+        del left[key]
+    return words
+
+
 def configured(*groups: Group, corpus: bool = False) -> Callable[[Verb], Verb]:
     """Give a verb the flags of some groups.
 

@@ -247,6 +247,49 @@ def parse_value(text: str) -> Any:
         return text
 
 
+def format_value(value: Any) -> str:
+    """Return the text that `parse_value` reads as a value.
+
+    Examples
+    --------
+    >>> [format_value(value) for value in (2, True, ["person"], "samurai", "2", None)]
+    ['2', 'true', '["person"]', 'samurai', '"2"', 'null']
+    """
+    if value is None:
+        return "null"
+    is_bare = isinstance(value, str) and bool(value) and parse_value(value.strip()) == value
+    return value if is_bare else _toml_value(value)
+
+
+def flat_keys(config: BaseModel) -> dict[str, Any]:
+    """Return a configuration as JSON values by dotted key, those of options included."""
+    return dict(_flatten(config.model_dump(mode="json")))
+
+
+def with_flags(config: RunConfig, flags: Mapping[str, Given]) -> RunConfig:
+    """Return a stored configuration with some keys replaced by flags, checked again.
+
+    Parameters
+    ----------
+    config : RunConfig
+        As it was stored.
+    flags : Mapping of dotted key to Given
+        Flags that were typed.
+
+    Returns
+    -------
+    RunConfig
+        Everything else as it was.
+
+    Raises
+    ------
+    ConfigError
+        One sentence per fault, one per line.
+    """
+    stored = {key: Given(value, f"the stored {key}") for key, value in flat_keys(config).items()}
+    return load_config(flags=stored | dict(flags))
+
+
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for name, value in tree.items():
         yield from _flatten_one(f"{prefix}{name}", value)

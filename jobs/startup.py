@@ -6,33 +6,27 @@ Everything here either answers or refuses with a sentence; nothing here changes 
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import shlex
 import signal
+import socket
 import threading
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from types import FrameType
 
-from jobs.commit_log import read_state
-from jobs.config import RunConfig
-from workers.errors import ConfigError, StoreError
+from jobs.config import OutConfig, PoolConfig, RunConfig
+from jobs.flags import command_words
+from workers.errors import StoreError
 from workers.storage import Store, probe_store
 from workers.weights import fetch_weights
 
 
-def stored_config(store: Store) -> RunConfig:
-    """Return the configuration that an output was made with.
-
-    Raises
-    ------
-    ConfigError
-        The output holds no run.
-    """
-    plan = read_state(store).plan
-    if plan is None:
-        raise ConfigError(f"{store.uri} holds no run: give the --out of an earlier maskmill run")
-    return RunConfig.model_validate(plan.config)
+def owner_name() -> str:
+    """Return who holds a fence: host, process and something unique."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
 def prove_store(store: Store, *, single_driver: bool) -> None:
@@ -54,27 +48,34 @@ def prove_store(store: Store, *, single_driver: bool) -> None:
 
 
 def reproduce_command(config: RunConfig, uri: str) -> str:
-    """Return a command that tries one video alone."""
-    words = ["maskmill", "run", uri, "--out", "./reproduce", "--workers", "1"]
-    words += ["--tracker", config.tracker.name]
-    if config.tracker.checkpoint:
-        words += ["--checkpoint", config.tracker.checkpoint]
-    if config.tracker.image_size:
-        words += ["--image-size", str(config.tracker.image_size)]
-    for key, value in config.tracker.options.items():
-        words += ["--option", f"{key}={value}"]
-    prompts = config.prompts
-    if prompts.detector is not None:
-        words += ["--detector", prompts.detector.name]
-        if prompts.detector.checkpoint:
-            words += ["--detector-checkpoint", prompts.detector.checkpoint]
-    elif prompts.file is not None:
-        words += ["--prompts", prompts.file]
-    elif prompts.dir is not None:
-        words += ["--prompts-dir", prompts.dir]
-    if config.corpus.store.endpoint_url:
-        words += ["--endpoint-url", config.corpus.store.endpoint_url]
-    return shlex.join(words)
+    """Return a command that tries one video alone, with everything that its masks depend on.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    uri : str
+        The video. The corpus stays as it was asked for, so that prompts find it by its name.
+
+    Returns
+    -------
+    str
+        For a shell; its output is a new folder here.
+    """
+    corpus = config.corpus.model_copy(
+        update={"videos": (uri,), "limit": None, "sample": None, "seed": 0}
+    )
+    alone = config.model_copy(
+        update={
+            "corpus": corpus,
+            # One flag speaks of both stores.
+            "out": OutConfig(
+                uri="./reproduce", store=corpus.store.model_copy(update={"anonymous": False})
+            ),
+            "pool": PoolConfig(workers=1, stuck_after_s=config.pool.stuck_after_s),
+        }
+    )
+    return shlex.join(["maskmill", "run", *command_words(alone)])
 
 
 def with_labels(known: Mapping[int, str], labels: Sequence[str]) -> dict[int, str]:

@@ -9,6 +9,7 @@
 * A `MaskmillError` prints its sentence and ends with its exit code; a fault of ours says where the
   traceback is; a full disk is the store's exit code.
 * Choosing a YOLO model prints the AGPL-3.0 notice once.
+* `retry` takes the stored configuration, with flags for what workers may use on top.
 * `status`, `retry`, `verify`, `gc` and `compact` on a place without a run are exit code 2.
 """
 
@@ -18,6 +19,7 @@ import errno
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,13 @@ from typing import Any
 import pytest
 
 from jobs import cli
+from jobs.commit_log import CommitLog, Outcome
 from jobs.config import RunConfig
 from jobs.flags import CORPUS, MODEL, OUT, PROMPTS, STORES, WORKERS
 from jobs.settings import known_keys
+from tests.jobs.outputs import run_plan
 from workers.errors import FencedOut, InputError, MaskmillError, OutageError
+from workers.storage import open_store
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = (
@@ -150,7 +155,8 @@ def test_every_flag_reaches_its_key(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     line = (
-        "run a.mp4 s3://b/c//d.mp4 --manifest m.csv --video a.mp4 --video x/b --limit 5 --sample 4 --seed 3 --stride 2 "
+        "run a.mp4 s3://b/c//d.mp4 --manifest m.csv --video a.mp4 --video x/b --limit 5 --sample 4 "
+        "--seed 3 --stride 2 "
         "--out s3://o/p --single-driver --tracker yolo11-seg:s --checkpoint w.pt --image-size 512 "
         "--dtype float16 --device cuda:1 --option nms_iou=0.25 --option same_class=true "
         "--detector yolo11n --detector-checkpoint d.pt --detector-classes person,car "
@@ -311,7 +317,8 @@ def test_full_disk_is_exit_3(
 
     monkeypatch.setattr(cli, "run_and_report", full)
     assert cli.main(["run", "clips", "--out", "o"]) == 3
-    assert capsys.readouterr().err == "error: /spool/x: No space left on device\n"
+    told = capsys.readouterr().err
+    assert told.startswith("error: /spool/x: No space left on device; free some space and type")
 
 
 def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,6 +346,45 @@ def test_agpl_notice(
 ) -> None:
     assert cli.main(["run", "clips", "--out", "o", *flags]) == 0
     assert capsys.readouterr().err.count("AGPL-3.0") == num_notices
+
+
+def test_retry_takes_flags_of_workers_over_the_stored_configuration(
+    configurations: list[RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Given an output whose plan holds a configuration
+    out = str(tmp_path / "out")
+    line = ["run", str(tmp_path / "clips"), "--out", out, "--prompts", "p.csv", "--workers", "3"]
+    assert cli.main(line) == 0
+    stored = configurations.pop()
+    log = CommitLog.acquire(open_store(out), "host:1:aa")
+    log.plan(replace(run_plan(), config=stored.model_dump(mode="json")))
+    log.close(Outcome.FINISHED, exit_code=1)
+    # When it is retried, it is the same but for what was typed
+    assert cli.main(["retry", out]) == 0
+    assert configurations.pop() == stored
+    assert cli.main(["retry", out, "--stuck-after", "900", "--spool-dir", "s"]) == 0
+    changes = {"stuck_after_s": 900.0, "spool_dir": str(Path("s").absolute())}
+    pool = stored.pool.model_copy(update=changes)
+    assert configurations.pop() == stored.model_copy(update={"pool": pool})
+    assert cli.main(["retry", out, "--workers", "0"]) == 2
+    assert "workers must be at least 1 or auto" in capsys.readouterr().err
+
+
+def test_retry_checks_the_stored_models(
+    configurations: list[RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = RunConfig.model_validate(
+        {
+            "corpus": {"paths": ["clips"]},
+            "out": {"uri": str(tmp_path)},
+            "tracker": {"options": {"warp": 9}},
+        }
+    )
+    log = CommitLog.acquire(open_store(str(tmp_path)), "host:1:aa")
+    log.plan(replace(run_plan(), config=config.model_dump(mode="json")))
+    assert cli.main(["retry", str(tmp_path)]) == 2
+    assert "tracker flow has no option 'warp'" in capsys.readouterr().err
+    assert not configurations
 
 
 @pytest.mark.parametrize("verb", ["status", "retry", "verify", "gc", "compact"])

@@ -5,6 +5,7 @@
 * Each fault is one sentence that names where the value came from; an unknown key suggests the
   nearest known one; several faults are several lines.
 * Local paths become absolute, URLs stay verbatim.
+* Flags change single keys of a stored configuration, checked as if they were typed first.
 * Without any corpus, and without the things a detector needs, it says what to type.
 """
 
@@ -16,7 +17,15 @@ from pathlib import Path
 import pytest
 
 from jobs.config import RunConfig
-from jobs.settings import Given, known_keys, load_config, to_toml
+from jobs.settings import (
+    Given,
+    format_value,
+    known_keys,
+    load_config,
+    parse_value,
+    to_toml,
+    with_flags,
+)
 from workers.errors import ConfigError
 
 FLAGS = {
@@ -131,3 +140,43 @@ def test_no_corpus_says_what_to_type() -> None:
 def test_known_keys_reach_every_section() -> None:
     keys = known_keys()
     assert {"corpus.store.endpoint_url", "prompts.detector.name", "pool.stuck_after_s"} <= set(keys)
+
+
+def test_flags_change_single_keys_of_a_stored_configuration() -> None:
+    stored = load_config(
+        flags=FLAGS,
+        assignments=[
+            "tracker.options.scale=0.5",
+            "pool.workers=3",
+            "prompts.detector.name=yolo11n",
+        ],
+    )
+    assert with_flags(stored, {}) == stored
+    changed = with_flags(stored, {"pool.stuck_after_s": Given("900", "--stuck-after")})
+    assert changed.pool == stored.pool.model_copy(update={"stuck_after_s": 900})
+    assert changed.model_copy(update={"pool": stored.pool}) == stored
+    with pytest.raises(ConfigError, match=r"^--stuck-after must be greater than 0, got '0'"):
+        with_flags(stored, {"pool.stuck_after_s": Given("0", "--stuck-after")})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a",
+        " a ",
+        "",
+        "null",
+        "true",
+        "2",
+        "[1]",
+        'say "no"',
+        "1e3",
+        2,
+        -0.5,
+        True,
+        None,
+        ["a", "2"],
+    ],
+)
+def test_formatted_value_is_parsed_back(value: object) -> None:
+    assert parse_value(format_value(value).strip()) == value
