@@ -54,6 +54,7 @@ __all__ = [
     "RunPlan",
     "TaskState",
     "VideoCommit",
+    "check_video_row",
     "find_tail",
     "input_identity",
     "iter_records",
@@ -218,8 +219,10 @@ class CommitLog:
     """One driver's hold on one output: the only way to append to its log.
 
     Safe to use from several threads of one process: the publisher may build files in one while
-    the driver commits in another. After any error but `ConfigError` the hold is lost: every
-    further append raises the same error.
+    the driver commits in another. The hold is lost with the first `StoreError` of an append, since
+    what the store holds is unknown then, and with the first `FencedOut`: from there on every append
+    raises the same error. What is refused before anything is written (`ConfigError`, `ValueError`),
+    and a look at the fence that the store did not answer, change nothing.
 
     Parameters
     ----------
@@ -381,11 +384,12 @@ class CommitLog:
         ------
         ValueError
             A row does not fit its table: it would fail the publication, when nobody can mend it.
+            Nothing was written; `check_video_row` tells before whose row it is.
         FencedOut, StoreError
             As `append`.
         """
         payload = {"videos": [commit.to_json() for commit in commits]} | _worker_rows(workers)
-        _check_rows("videos", [value["video"] for value in payload["videos"]])
+        _check_videos(payload["videos"])
         seq = self.append(Kind.COMMIT, payload)
         self._snapshot_if_due()
         return seq
@@ -541,6 +545,42 @@ class CommitLog:
             )
 
 
+def check_video_row(commit: VideoCommit) -> None:
+    """Refuse a commit whose rows would not fit the tables `videos` and `stages`.
+
+    `CommitLog.commit` refuses the whole group that such a commit is in; asked when its attempt
+    ends, it is that attempt's failure alone.
+
+    Parameters
+    ----------
+    commit : VideoCommit
+        What would be committed.
+
+    Raises
+    ------
+    ValueError
+        A column is unknown or missing, or a value is of another type; the message names it.
+    """
+    try:
+        value = commit.to_json()
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    _check_videos([value])
+
+
+def _check_videos(values: Sequence[Mapping[str, Any]]) -> None:
+    _check_rows("videos", [value["video"] for value in values])
+    names = ("stage", "items", "busy_s", "wait_input_s", "wait_output_s")
+    _check_rows(
+        "stages",
+        [
+            {"video_key": value["video_key"], **dict(zip(names, stage, strict=True))}
+            for value in values
+            for stage in value["stages"]
+        ],
+    )
+
+
 def _worker_rows(workers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     rows = [plain(row) for row in workers]
     _check_rows("workers", [{**row, "started_at": 0} for row in rows])
@@ -563,7 +603,7 @@ def _check_rows(table: str, rows: Sequence[Mapping[str, Any]]) -> None:
         raise ValueError(f"the table {table} has no column {unknown[0]!r}")
     try:
         made = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OverflowError) as error:
         raise ValueError(f"a row does not fit the table {table}: {error}") from error
     for field_, column in zip(schema, made.columns, strict=True):
         if column.null_count and not field_.nullable:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jobs.commit_log import CommitLog, Quarantined, VideoCommit
+from jobs.commit_log import CommitLog
+from jobs.records import Quarantined, VideoCommit
 
 GROUP_SIZE = 64
 """Videos per record."""

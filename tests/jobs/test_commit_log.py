@@ -6,7 +6,8 @@
 * Whatever two drivers do in any order, all readers see one history, and every append that
   returned normally before the other's fence is in it.
 * A response that got lost is no second record; a store that stays silent is an error, and the
-  hold is lost.
+  hold is lost. What is refused before it is written, and a failed look at the fence, lose nothing.
+* A row that does not fit its table is refused alone, before it is in a group with others.
 * A snapshot and the records behind it give the same state as the whole log; a damaged snapshot
   costs time only.
 * A resume lists nothing and needs a logarithmic number of requests.
@@ -16,7 +17,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ from jobs.commit_log import (
     Outcome,
     Quarantined,
     TaskState,
+    check_video_row,
     find_tail,
     input_identity,
     read_state,
@@ -41,6 +45,7 @@ from jobs.records import Kind, Record, log_key
 from tests import servers
 from tests.jobs.outputs import commit_videos, identity_of, run_plan, stage_video, worker_row
 from workers.errors import ConfigError, FailureKind, FencedOut, StoreError, StoreUnavailable
+from workers.messages import Stage, StageStats
 from workers.storage import ObjectStat, Store, open_store
 from workers.storage.local import LocalStore
 
@@ -212,6 +217,55 @@ def test_a_store_that_stays_silent_ends_the_hold(tmp_path: Path) -> None:
         log.release([])
     # The next driver reads what there is.
     assert CommitLog.acquire(store, "two").epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"fingers": 5}, "the table videos has no column 'fingers'"),
+        ({"width": None}, "videos has no 'width'"),
+        ({"width": float("nan")}, "videos has no 'width'"),
+        ({"width": "wide"}, "does not fit the table videos"),
+        ({"width": 10**30}, "does not fit the table videos"),
+        ({"width": {1, 2}}, "cannot be written to the log"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_told_before_its_group(
+    store: Store, row: dict[str, Any], told: str
+) -> None:
+    log = CommitLog.acquire(store, "one")
+    good, bad = (stage_video(store, 1, key) for key in (1, 2))
+    bad = dataclasses.replace(bad, video=dict(bad.video) | row)
+    check_video_row(good)
+    with pytest.raises(ValueError, match=re.escape(told)):
+        check_video_row(bad)
+    with pytest.raises((ValueError, TypeError)):
+        log.commit([good, bad])
+    assert log.commit([good]) == 2  # nothing was written, and the hold is not lost
+
+
+def test_a_time_that_is_no_number_is_told(store: Store) -> None:
+    commit = stage_video(store, 1, 1)
+    stages = (StageStats(Stage.TRACK, 3, float("nan")),)
+    with pytest.raises(ValueError, match="stages has no 'busy_s'"):
+        check_video_row(dataclasses.replace(commit, stages=stages))
+
+
+def test_a_look_that_the_store_did_not_answer_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path))
+    log = CommitLog.acquire(store, "one")
+
+    def silent(key: str) -> ObjectStat | None:
+        raise StoreUnavailable("the store is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "stat", silent)
+        with pytest.raises(StoreUnavailable):
+            log.check_fence()
+    log.check_fence()
+    assert log.release([]) == 2
 
 
 def test_snapshot_and_tail_say_what_the_log_says(store: Store) -> None:
