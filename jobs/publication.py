@@ -17,7 +17,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import tempfile
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -45,6 +44,7 @@ from jobs.records import (
 from workers.errors import FencedOut, StoreError
 from workers.messages import Part
 from workers.sinks.schema import ROW_GROUP_ROWS, arrow_schema, writer_options
+from workers.spool import remove_abandoned, spool_folder
 from workers.storage import Store
 from workers.storage.faults import os_fault
 
@@ -108,11 +108,20 @@ class Publisher:
     log : CommitLog
         The driver's hold on the output.
     spool_dir : str or None
-        Directory for files under construction; None is the system's temporary directory.
+        Directory for files under construction, made when missing; None is the system's temporary
+        directory.
     target_bytes : int
         Size that data files should have.
     max_plan_videos, max_plan_bytes : int
         Upper bounds of one plan.
+
+    Attributes
+    ----------
+    rejected : dict of int to str
+        Videos that this publisher could not make visible, because a part of theirs was missing or
+        damaged, with the reason by video key. They count as committed no more: the next run tracks
+        them again. A video that was committed again and published since is not among them; one
+        that an earlier driver had committed may be, after `recover`.
     """
 
     def __init__(
@@ -130,6 +139,7 @@ class Publisher:
         self._target_bytes = target_bytes
         self._max_plan_videos = max_plan_videos
         self._max_plan_bytes = max_plan_bytes
+        self.rejected: dict[int, str] = {}
         self._current: dict[str, str] = {}
         self._published: deque[tuple[float, list[str]]] = deque()
 
@@ -138,7 +148,8 @@ class Publisher:
     def recover(self) -> None:
         """Bring the visible folders in line with the log; every driver's first step.
 
-        Finishes the plan an earlier driver left, then removes visible files that no plan names.
+        Finishes the plan an earlier driver left, then removes visible files that no plan names,
+        and what killed processes of this host left in the spool directory.
 
         Raises
         ------
@@ -147,6 +158,7 @@ class Publisher:
         StoreError
             The store failed, or a file that must be rewritten is damaged.
         """
+        remove_abandoned(self._spool_dir)
         if self._log.state.pending is not None:
             self._finish(self._log.state.pending)
         self.sweep()
@@ -233,6 +245,9 @@ class Publisher:
         self.compact()
         self._log.snapshot()
         self._log.close(outcome, exit_code=exit_code, workers=workers)
+        # A driver that lost the fence to this one may have written one of these tables after us,
+        # late, so what we wrote last is not what is there: all are written once more.
+        self._current.clear()
         # The run is over and said so: a successor that came this fast writes these tables itself.
         with contextlib.suppress(FencedOut):
             self.write_current()
@@ -309,7 +324,7 @@ class Publisher:
     def _finish(self, pending: PendingPlan) -> None:
         """Build, show and seal one plan, from wherever it was left."""
         plan = pending.plan
-        with _spool_folder(self._spool_dir) as spool:
+        with _spool(self._spool_dir) as spool:
             build = self._build_aside if plan.replaces else self._build_visible
             built, rejected = build(pending, spool)
         files = tuple(
@@ -318,6 +333,9 @@ class Publisher:
         )
         segment = Segment(plan.seq, plan.first, plan.last, files, self._log.now(), rejected)
         self._log.append(Kind.SEGMENT, segment.to_json())
+        for key in pending.commits:
+            self.rejected.pop(key, None)
+        self.rejected.update(rejected)
         parts = [part.key for commit in pending.commits.values() for part in commit.parts]
         self._published.append((segment.time_s, parts))
         if plan.replaces:
@@ -710,15 +728,14 @@ class _Builder:
 
 
 @contextlib.contextmanager
-def _spool_folder(spool_dir: str | None) -> Iterator[Path]:
+def _spool(spool_dir: str | None) -> Iterator[Path]:
     """Yield a folder for files under construction; what the disk refuses becomes a StoreError."""
-    try:
-        if spool_dir is not None:
-            Path(spool_dir).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="maskmill-", dir=spool_dir) as spool:
-            yield Path(spool)
-    except OSError as error:
-        raise os_fault(error, spool_dir or tempfile.gettempdir(), writing=True) from error
+    with spool_folder(spool_dir) as spool:
+        try:
+            yield spool
+        except OSError as error:
+            where = f"the spool directory {spool.parent}"
+            raise os_fault(error, where, writing=True) from error
 
 
 def _part_rows(found: bytes | Path, video_key: int, part: Part) -> Iterator[pa.Table]:

@@ -4,8 +4,11 @@
   frame and object, in files with the schema's version and a name no other plan uses.
 * A video that was tracked again replaces its older rows; others of its segment stay.
 * `compact` leaves few files with the same rows; files are cut near the target size at videos.
-* Tables of current state say what the log says.
-* A part that is missing or wrong rejects its video alone: it is work again, the rest is visible.
+* Tables of current state say what the log says, also after a fenced driver wrote them late.
+* A part that is missing or wrong rejects its video alone: it is work again, the rest is visible,
+  and the publisher tells which and why until the video is published after all.
+* Files under construction lie in a folder that is made when missing; what a killed process left
+  there goes with the next driver.
 * A driver that was fenced out writes nothing visible any more, and what it was just writing when
   it lost the fence does not stay.
 * Dying before or after any write of a history with publication, replacement, compaction and gc,
@@ -20,6 +23,9 @@ import contextlib
 import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -280,10 +286,57 @@ def test_a_bad_part_rejects_its_video_alone(
     rejected = [s.rejected for s in log.state.segments.values() if s.rejected]
     assert set(rejected[0]) == {2, 8}
     assert commits[2].parts[0].key.rpartition("/")[0] in rejected[0][8]
-    commit_videos(log, [2, 8], version=2)
+    assert publisher.rejected == rejected[0]
+    commit_videos(log, [2], version=2)
     publisher.publish()
+    assert set(publisher.rejected) == {8}
+    commit_videos(log, [8], version=2)
+    publisher.publish()
+    assert publisher.rejected == {}
     assert visible_versions(store) == {1: 0, 2: 2, 3: 0, 7: 1, 8: 2, 9: 0}
     assert_whole(store)
+
+
+def test_a_fenced_driver_that_wrote_current_tables_late_is_corrected(store: Store) -> None:
+    # Given a driver that had nothing in quarantine, and its successor that has
+    old = CommitLog.acquire(store, "old")
+    Publisher(old).write_current()
+    late = store.read_bytes("quarantine/current.parquet")
+    new = CommitLog.acquire(store, "new")
+    publisher = Publisher(new)
+    publisher.recover()
+    new.quarantine([Quarantined(9, 1, "/corpus/9.mp4", FailureKind.INPUT, "no frames")])
+    publisher.publish()
+    # when a write that the old one had begun lands only now,
+    store.write_bytes("quarantine/current.parquet", late)
+    # then the end of the run puts it right.
+    publisher.finish(Outcome.FINISHED, exit_code=1)
+    assert visible_table(store, "quarantine")["message"].to_pylist() == ["no frames"]
+
+
+def test_the_spool_folder_is_made_and_cleared_of_the_dead(store: Store, tmp_path: Path) -> None:
+    spool = tmp_path / "not" / "yet"
+    killed = subprocess.run([sys.executable, "-c", DIE_IN_SPOOL, str(spool)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(spool.iterdir())) == 1
+    log = CommitLog.acquire(store, "one")
+    publisher = Publisher(log, spool_dir=str(spool))
+    publisher.recover()
+    assert list(spool.iterdir()) == []
+    spool.rmdir()
+    commit_videos(log, [1])
+    assert publisher.publish() == 1
+    assert list(spool.iterdir()) == []
+    assert visible_versions(store) == {1: 0}
+
+
+DIE_IN_SPOOL = """
+import os, signal, sys
+from workers.spool import spool_folder
+with spool_folder(sys.argv[1]) as folder:
+    (folder / "0000.parquet").write_bytes(b"half of it")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def test_a_part_with_rows_of_another_video_is_bad(store: Store) -> None:
