@@ -7,7 +7,6 @@ they refuse to take it from a log that does not end with `close`. `verify` only 
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -43,8 +42,9 @@ from jobs.records import (
     log_key,
 )
 from workers import rle
-from workers.errors import ConfigError, FencedOut, StoreError
-from workers.sinks.schema import SCHEMA_VERSION, arrow_schema
+from workers.errors import ConfigError, FencedOut, StoreDenied, StoreError
+from workers.sinks.schema import DECLARATIONS, SCHEMA_VERSION, arrow_schema
+from workers.spool import spool_folder
 from workers.storage import Store
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ MAX_TOLD = 20
 
 
 @contextlib.contextmanager
-def hold(store: Store, owner: str, what: str, *, take_over: bool) -> Iterator[CommitLog]:
+def hold(
+    store: Store, owner: str, what: str, *, take_over: bool, spool_dir: str | None = None
+) -> Iterator[CommitLog]:
     """Take the fence of an output at rest, bring it in order, and give the fence back.
 
     Parameters
@@ -72,6 +74,8 @@ def hold(store: Store, owner: str, what: str, *, take_over: bool) -> Iterator[Co
         The command, for messages.
     take_over : bool
         Take the fence from a driver that has not closed the log, too.
+    spool_dir : str or None
+        Directory for files under construction.
 
     Yields
     ------
@@ -91,7 +95,7 @@ def hold(store: Store, owner: str, what: str, *, take_over: bool) -> Iterator[Co
     require_closed(state, what=what, take_over=take_over)
     log = CommitLog.acquire(store, owner)
     try:
-        Publisher(log).recover()
+        Publisher(log, spool_dir=spool_dir).recover()
         yield log
     except FencedOut:
         raise
@@ -131,7 +135,7 @@ def compact(
     StoreError
         A driver may be at work, or the store failed.
     """
-    with hold(store, owner, "compact", take_over=take_over) as log:
+    with hold(store, owner, "compact", take_over=take_over, spool_dir=spool_dir) as log:
         publisher = Publisher(log, spool_dir=spool_dir)
         return publisher.publish() + publisher.compact()
 
@@ -146,12 +150,16 @@ class GcReport:
         Parts in staging, files under construction, summaries of the log.
     size_bytes : int
         Their size.
+    num_leftovers : int
+        What killed writers left where no listing shows it: temporary files of a disk, unfinished
+        uploads of a bucket; older than a day.
     """
 
     num_parts: int
     num_work_files: int
     num_snapshots: int
     size_bytes: int
+    num_leftovers: int = 0
 
 
 def gc(
@@ -240,7 +248,13 @@ def collect(
         # made by plans and commits that this state knows.
         log.check_fence()
         store.delete([stat.key for stat in doomed[start : start + DELETE_BATCH]])
-    return GcReport(len(parts), len(aside), len(old), sum(stat.size_bytes for stat in doomed))
+    log.check_fence()
+    num_leftovers = 0
+    # To list unfinished uploads is a right of its own in a bucket, which a run does not need.
+    with contextlib.suppress(StoreDenied):
+        num_leftovers = store.sweep()
+    size_bytes = sum(stat.size_bytes for stat in doomed)
+    return GcReport(len(parts), len(aside), len(old), size_bytes, num_leftovers)
 
 
 def _epoch_of(staged_key: str) -> int:
@@ -349,9 +363,9 @@ def verify(
         _verify_summary(store, state, report)
     _verify_unpublished(store, state, report)
     _verify_strays(store, state, report)
-    with tempfile.TemporaryDirectory(prefix="maskmill-") as spool:
+    with spool_folder() as spool:
         for segment in state.segments.values():
-            _verify_segment(store, state, segment, Path(spool), deep, report, advance)
+            _verify_segment(store, state, segment, spool, deep, report, advance)
     return report
 
 
@@ -593,15 +607,11 @@ def _verify_order(
         else batch.column(name).to_numpy()
         for name in names
     ]
-    # Several prompts may be given for one object on one frame; every other row is unique.
-    strict = file.table != "prompts"
-    ascends = np.full(batch.num_rows - 1, not strict)
+    ascends = np.zeros(batch.num_rows - 1, bool)
     for column in reversed(columns):
         ascends = (column[1:] > column[:-1]) | ((column[1:] == column[:-1]) & ascends)
     first, end = (tuple(batch.column(name)[at].as_py() for name in names) for at in (0, -1))
-    ordered = bool(ascends.all()) and (
-        last is None or last < first or (last == first and not strict)
-    )
+    ordered = bool(ascends.all()) and (last is None or last < first)
     inside = file.low <= first[0] and end[0] <= file.high
     if ordered and inside:
         return end
@@ -628,14 +638,8 @@ def _verify_masks(file: SegmentFile, batch: pa.RecordBatch, report: VerifyReport
             )
 
 
-_SORTED_BY = {
-    "masks": ("video_key", "frame_idx", "object_id"),
-    "frames": ("video_key", "frame_idx"),
-    "objects": ("video_key", "object_id"),
-    "prompts": ("video_key",),
-    "stages": ("video_key", "stage"),
-    "videos": ("video_key",),
-}
+_SORTED_BY = {table.name: table.sorted_by for table in DECLARATIONS}
+"""What no two rows of a table share, and the order of its rows."""
 _SUMMED = {
     "masks": ("frame_idx",),
     "frames": ("frame_idx", "num_objects"),

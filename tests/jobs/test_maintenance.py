@@ -4,14 +4,19 @@
   and leave it closed; how the run ended is not forgotten.
 * gc deletes exactly what no commit names and what a segment has held for an hour; never a part of
   a live driver's epoch, a record, the newest snapshots, or a part that a segment still needs.
+  What killed writers left where nothing lists it goes after a day, where the store lets us look.
 * verify finds nothing on a whole dataset, and each of these when planted: a missing, damaged or
-  stray file, a gap in the log, a lost or doubled row, a mask that does not decode to its area or
-  box, a count that another table contradicts, a summary that lies, a part lost before publication.
+  stray file, a gap in the log, a lost, doubled or misplaced row, a mask that does not decode to its
+  area or box, a count that another table contradicts, a summary that lies, a part lost before
+  publication.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +35,7 @@ from tests.jobs.outputs import (
     stage_video,
     visible_versions,
 )
-from workers.errors import ConfigError, FencedOut, StoreError
+from workers.errors import ConfigError, FencedOut, StoreDenied, StoreError
 from workers.sinks.schema import arrow_schema, writer_options
 from workers.storage import Store, open_store
 
@@ -122,6 +127,34 @@ def test_gc_deletes_what_no_commit_names(store: Store) -> None:
     assert gc(store, "me", published_age_s=-HOUR).num_parts == 4
     assert attempts(store) == set()
     assert verify(store, deep=True).problems == []
+
+
+def test_gc_sweeps_what_no_listing_shows(tmp_path: Path) -> None:
+    # Given a writer that was killed two days ago, and one that writes now
+    store = open_store(str(tmp_path / "out"))
+    run(store)
+    dead, live = (tmp_path / "out" / "masks" / f".{uuid.uuid4().hex}.tmp" for _ in range(2))
+    for path in (dead, live):
+        path.write_bytes(b"half of it")
+    two_days_ago_s = time.time() - 2 * 86_400
+    os.utime(dead, (two_days_ago_s, two_days_ago_s))
+    # When gc runs
+    assert gc(store, "me").num_leftovers == 1
+    # Then only what the dead one left is gone.
+    assert not dead.exists()
+    assert live.exists()
+
+
+def test_gc_does_without_the_right_to_sweep(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A bucket with such a policy is nothing a test server offers.
+    def refused(*, older_than_s: float = 0) -> int:
+        raise StoreDenied("403 for uploads")
+
+    log = run(store)
+    stage_video(store, log.epoch, 77)
+    monkeypatch.setattr(store, "sweep", refused)
+    report = gc(store, "me")
+    assert (report.num_parts, report.num_leftovers) == (4, 0)
 
 
 def test_an_hour_counts_for_a_segment_that_was_compacted_since(store: Store) -> None:
@@ -229,6 +262,8 @@ def wrong_counts(rows: list[dict[str, Any]]) -> None:
         ("masks", other_video, "video 4711 has rows in masks but is not committed", False),
         ("frames", drop_row, "has another number of rows in frames than videos says", False),
         ("objects", drop_row, "has another number of rows in objects than videos says", False),
+        ("prompts", swap_rows, "rows twice or out of order", False),
+        ("prompts", double_mask, "rows twice or out of order", False),
         ("videos", drop_row, "video 1 is committed but has no row in videos", False),
         ("videos", double_mask, "rows twice or out of order", False),
         ("masks", wrong_area, "frame 0, object 1 has another area or box", True),
