@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.background import Background
-from jobs.commit_log import CommitLog, read_state
+from jobs.commit_log import CommitLog, check_video_row, read_state
 from jobs.config import RunConfig, fingerprint
 from jobs.ledger import Ledger
 from jobs.outbox import Outbox
@@ -33,7 +33,7 @@ from jobs.probe import ProbeCache
 from jobs.progress import Counts, PlanTotals, Reporter, WorkerState
 from jobs.prompts import PromptSource
 from jobs.publication import Publisher
-from jobs.records import Outcome, Quarantined, RunPlan, VideoCommit
+from jobs.records import Outcome, Quarantined, RunPlan, TaskState, VideoCommit
 from jobs.scheduler import (
     Action,
     Begin,
@@ -47,7 +47,6 @@ from jobs.scheduler import (
     Stop,
 )
 from jobs.startup import (
-    package_versions,
     prove_store,
     reproduce_command,
     stop_signals,
@@ -64,14 +63,17 @@ from jobs.workforce import (
     WorkerDown,
     WorkerUp,
 )
-from workers.errors import (
-    FailureKind,
-    InputError,
-    MaskmillError,
-    StoreUnavailable,
-)
+from workers.errors import FailureKind, InputError, MaskmillError, StoreError
 from workers.logs import RunLog, log_context, process_name
-from workers.messages import Attempt, Phase, Progress, Proposal, VideoSource, WorkerSpec
+from workers.messages import (
+    Attempt,
+    Phase,
+    Progress,
+    Proposal,
+    TaskFailed,
+    VideoSource,
+    WorkerSpec,
+)
 from workers.storage import Store, open_store
 
 STATUS_EVERY_S = 5.0
@@ -80,6 +82,8 @@ PUBLISH_AFTER_VIDEOS = 256
 """Unpublished commits that are worth a segment while the run goes on."""
 PUBLISH_AFTER_S = 300.0
 """Commits become visible at the latest after this long."""
+QUICK_BYTES = 64 * 2**20
+"""An interrupted run still shows its last commits if their parts are no larger than this."""
 INTERRUPT_WITHIN_S = 10.0
 """An interrupted run waits this long for its attempts to end: notices of spot nodes are short."""
 PROBE_AFTER_S = 2.0
@@ -195,7 +199,7 @@ def run(
         with execution.run_log, log_context(run_id=execution.run_id):
             try:
                 return execution.execute(retry=retry, retry_kinds=retry_kinds)
-            except MaskmillError as error:
+            except Exception as error:
                 execution.give_up(error)
                 raise
 
@@ -232,13 +236,14 @@ class _Run:
         self.run_log = RunLog(self.run_id, process_name("driver"))
         self.outbox = Outbox(log, self.clock, self.worker_rows)
         self.under_way: dict[str, _UnderWay] = {}
+        self.on_worker: defaultdict[str, dict[str, _UnderWay]] = defaultdict(dict)
         self.failures: dict[int, FailureKind] = {}
         self.waiting_since_s: dict[int, float] = {}
         self.category_ids: dict[str, int] = {}
         self.has_plan_record = False
         self.interrupted = False
         self.give_up_at_s = math.inf
-        self.num_committed = self.num_quarantined = self.num_failures = 0
+        self.num_committed = self.num_quarantined = self.num_retries = 0
         self.num_frames = self.num_masks = 0
         self.stage_seconds: defaultdict[str, float] = defaultdict(float)
         self.start_s = self.status_s = self.published_s = self.clock()
@@ -251,9 +256,11 @@ class _Run:
         try:
             self.plan = make_plan(self.config, self.inputs, self.log.state, probes, only=released)
             self.announce()
-            self.quarantine_invalid()
             if len(self.plan.order):
                 self.track(probes)
+            elif not self.has_plan_record:
+                before = self.log.state.plan
+                self.write_plan(self.log.state.categories, before.versions if before else {})
         finally:
             probes.close()
         return self.finish()
@@ -265,14 +272,23 @@ class _Run:
         return (*self.inputs.corpus.warnings, *self.inputs.prompts.warnings)
 
     def release(self, kinds: frozenset[FailureKind] | None) -> NDArray[np.int64]:
-        """Take videos out of quarantine; return their keys."""
-        keys = [
+        """Take videos of this corpus out of quarantine; return their keys."""
+        ours = set(self.inputs.corpus.keys.tolist())
+        asked = [
             key
             for key, entry in self.log.state.quarantined.items()
             if kinds is None or entry.error_class in kinds
         ]
+        keys = [key for key in asked if key in ours]
         if keys:
             self.log.release(keys)
+        if len(keys) < len(asked):
+            self.reporter.on_message(
+                "warning",
+                f"{len(asked) - len(keys)} quarantined videos are not in the corpus that this "
+                f"output was last run with, and stay in quarantine: run it with a corpus that "
+                f"holds them",
+            )
         return np.array(keys, np.int64)
 
     def announce(self) -> None:
@@ -314,11 +330,11 @@ class _Run:
                 )
             )
 
-    def write_plan(self, classes: Mapping[int, str]) -> None:
+    def write_plan(self, classes: Mapping[int, str], versions: Mapping[str, str]) -> None:
         """Put the plan into the log: configuration, categories, frozen corpus and prompts.
 
-        It waits for the first worker, because the class names of a detector are known only where
-        its weights are loaded.
+        It waits for the first worker, because the class names of a detector, and the versions of
+        what makes the masks, are known only where the weights are loaded.
         """
         plan, prompts = self.plan, self.plan.prompts
         if prompts.kind is PromptSource.DETECTOR:
@@ -336,7 +352,7 @@ class _Run:
                 settings=self.settings,
                 fingerprint=self.fingerprint,
                 categories=categories,
-                versions=package_versions(),
+                versions=versions,
                 totals={
                     "num_videos": len(plan.corpus),
                     "num_left": len(plan.order),
@@ -347,6 +363,7 @@ class _Run:
             tables,
         )
         self.has_plan_record = True
+        self.quarantine_invalid()
 
     # The loop.
 
@@ -410,7 +427,7 @@ class _Run:
             case WorkerUp(worker_id=worker_id, ready=ready):
                 _log.info("%s is ready on %s after %.1f s", worker_id, ready.host, ready.load_s)
                 if not self.has_plan_record:
-                    self.write_plan(ready.classes)
+                    self.write_plan(ready.classes, ready.versions)
                 self.ledger.ready(worker_id, ready)
                 self.reporter.on_worker(worker_id, WorkerState.IDLE)
                 return self.scheduler.worker_ready(worker_id, now)
@@ -421,7 +438,12 @@ class _Run:
                 return self.scheduler.worker_lost(worker_id, kind, message, now, error)
             case AttemptDone(attempt_id=attempt_id, proposal=proposal):
                 if attempt_id in self.under_way:
-                    self.under_way[attempt_id].proposal = proposal
+                    fault = self.propose(attempt_id, proposal)
+                    if fault is not None:
+                        self.ended(attempt_id, fault.kind)
+                        return self.scheduler.attempt_failed(
+                            attempt_id, fault.kind, fault.message, "", now
+                        )
                 return self.scheduler.attempt_finished(attempt_id, now)
             case AttemptError(attempt_id=attempt_id, failed=failed):
                 with self.about(attempt_id):
@@ -434,10 +456,10 @@ class _Run:
                 for beat in beats:
                     if (under_way := self.under_way.get(beat.attempt_id)) is not None:
                         under_way.progress = beat
-                        self.show_worker(worker_id, under_way)
                     actions += self.scheduler.progress(
                         beat.attempt_id, beat.phase, beat.num_steps + beat.num_bytes, now
                     )
+                self.show_worker(worker_id)
         return actions
 
     def perform(self, actions: Iterable[Action]) -> None:
@@ -447,17 +469,19 @@ class _Run:
             match queue.popleft():
                 case Begin() as begin:
                     queue.extend(self.begin(begin))
-                case Commit(task=task, attempt_id=attempt_id, number=number):
-                    self.commit(task, attempt_id, number)
+                case Commit(attempt_id=attempt_id):
+                    self.commit(attempt_id)
                 case Quarantine() as quarantine:
                     self.quarantine(quarantine)
                 case StartWorker():
                     worker_id = self.pool.start_worker()
                     self.ledger.started(worker_id)
                     self.reporter.on_worker(worker_id, WorkerState.STARTING)
-                case Kill(worker_id=worker_id, reason=reason):
+                case Kill(worker_id=worker_id, reason=reason, stuck=stuck):
                     _log.warning("%s is stopped: %s", worker_id, reason)
-                    self.lost(worker_id, FailureKind.STUCK, reason)
+                    if stuck is not None:
+                        self.ended(stuck, FailureKind.STUCK)
+                    self.lost(worker_id, FailureKind.WORKER_LOST, reason)
                     self.pool.kill(worker_id)
                 case Cancel(worker_id=worker_id, attempt_id=attempt_id):
                     self.pool.cancel(worker_id, attempt_id)
@@ -469,9 +493,12 @@ class _Run:
         row = int(self.plan.order[action.task])
         source = self.plan.corpus.source(row)
         since_s = self.waiting_since_s.pop(action.task, self.start_s)
-        self.under_way[action.attempt_id] = _UnderWay(
-            action.task, action.worker_id, source, self.clock() - since_s
+        under_way = _UnderWay(
+            action.task, action.number, action.worker_id, source, self.clock() - since_s
         )
+        self.under_way[action.attempt_id] = under_way
+        self.on_worker[action.worker_id][action.attempt_id] = under_way
+        self.num_retries += action.number > 1
         self.ledger.began(action.worker_id, action.attempt_id)
         with self.about(action.attempt_id):
             _log.info("try %d begins on %s", action.number, action.worker_id)
@@ -496,32 +523,46 @@ class _Run:
         )
         return []
 
-    def commit(self, task: int, attempt_id: str, number: int) -> None:
+    def propose(self, attempt_id: str, proposal: Proposal) -> TaskFailed | None:
+        """Keep what a finished attempt wants to commit; return why it cannot be, if so."""
+        under_way = self.under_way[attempt_id]
+        source = under_way.source
+        commit = VideoCommit.from_proposal(
+            proposal,
+            video_key=source.video_key,
+            identity=self.plan.identity(int(self.plan.order[under_way.task])),
+            number=under_way.number,
+            name=source.name,
+            status="committed",
+            queue_s=under_way.queue_s,
+            error_class=self.failures.get(under_way.task),
+        )
+        try:
+            check_video_row(commit)
+        except ValueError as error:
+            # Found here it costs one attempt; in the log it would stop every later driver.
+            message = f"{source.name}: its row of statistics cannot be stored: {error}"
+            return TaskFailed(attempt_id, FailureKind.TRACKER, message)
+        under_way.commit = commit
+        return None
+
+    def commit(self, attempt_id: str) -> None:
         """Make a finished attempt part of the dataset."""
         with self.about(attempt_id):
-            _log.info("to be committed after %d tries", number)
-        under_way = self.under_way.pop(attempt_id)
-        proposal, source = under_way.proposal, under_way.source
-        assert proposal is not None, "the scheduler commits only what has finished"
-        self.outbox.commit(
-            VideoCommit.from_proposal(
-                proposal,
-                video_key=source.video_key,
-                identity=self.plan.identity(int(self.plan.order[task])),
-                number=number,
-                name=source.name,
-                status="committed",
-                queue_s=under_way.queue_s,
-                error_class=self.failures.pop(task, None),
-            )
-        )
-        num_frames = int(proposal.video["frames_tracked"])
+            _log.info("tracked, to be committed")
+        under_way = self.forget(attempt_id)
+        assert under_way is not None
+        assert under_way.commit is not None, "the scheduler commits only what has finished"
+        self.failures.pop(under_way.task, None)
+        self.outbox.commit(under_way.commit)
+        num_frames = int(under_way.commit.video["frames_tracked"])
         self.ledger.ended(under_way.worker_id, attempt_id, num_frames)
         self.num_committed += 1
         self.num_frames += num_frames
-        self.num_masks += int(proposal.video["num_masks"])
-        for stats in proposal.stages:
+        self.num_masks += int(under_way.commit.video["num_masks"])
+        for stats in under_way.commit.stages:
             self.stage_seconds[stats.stage.value] += stats.busy_s
+        self.show_worker(under_way.worker_id)
 
     def quarantine(self, action: Quarantine) -> None:
         """Set a video aside with its reason."""
@@ -549,21 +590,28 @@ class _Run:
 
     def ended(self, attempt_id: str, kind: FailureKind) -> None:
         """Note that an attempt came to nothing."""
-        under_way = self.under_way.pop(attempt_id, None)
+        under_way = self.forget(attempt_id)
         if under_way is None:
             return
         self.failures[under_way.task] = kind
         self.waiting_since_s[under_way.task] = self.clock()
-        self.num_failures += 1
         self.ledger.ended(under_way.worker_id, attempt_id, None)
+        self.show_worker(under_way.worker_id)
 
     def lost(self, worker_id: str, kind: FailureKind, reason: str) -> None:
         """Note that a worker is gone, and every attempt on it."""
-        for attempt_id, under_way in list(self.under_way.items()):
-            if under_way.worker_id == worker_id:
-                self.ended(attempt_id, kind)
+        for attempt_id in list(self.on_worker[worker_id]):
+            self.ended(attempt_id, kind)
+        del self.on_worker[worker_id]
         self.ledger.gone(worker_id, reason)
         self.reporter.on_worker(worker_id, WorkerState.LOST)
+
+    def forget(self, attempt_id: str) -> _UnderWay | None:
+        """Take an attempt off the books."""
+        under_way = self.under_way.pop(attempt_id, None)
+        if under_way is not None:
+            self.on_worker[under_way.worker_id].pop(attempt_id, None)
+        return under_way
 
     def about(self, attempt_id: str) -> contextlib.AbstractContextManager[None]:
         """Say which attempt the lines logged within the block are about."""
@@ -590,38 +638,56 @@ class _Run:
         """Publish what is committed, and clear staging of what was published long ago."""
         self.publisher.publish()
         self.publisher.discard_published(now_s=time.time())
-        self.run_log.write_to(self.store)
+        self.write_log_lines()
 
     def worker_rows(self) -> list[dict[str, Any]]:
         """Return the rows of the table `workers` as they are now."""
         return self.ledger.worker_rows(run_id=self.run_id, epoch=self.log.epoch)
 
-    def show_worker(self, worker_id: str, under_way: _UnderWay) -> None:
-        """Tell what a worker is doing."""
-        progress = under_way.progress
-        if progress is not None and progress.phase is not Phase.WAITING:
-            self.reporter.on_worker(
-                worker_id, _SHOWN[progress.phase], under_way.source.name, progress.num_steps
-            )
+    def show_worker(self, worker_id: str) -> None:
+        """Tell what a worker is doing: of several attempts, the one that is furthest."""
+        furthest = self.furthest(worker_id)
+        if furthest is None:
+            self.reporter.on_worker(worker_id, WorkerState.IDLE)
+        elif furthest.progress is not None and furthest.progress.phase is not Phase.WAITING:
+            state = _SHOWN[furthest.progress.phase]
+            num_steps = furthest.progress.num_steps
+            self.reporter.on_worker(worker_id, state, furthest.source.name, num_steps)
 
-    def show(self) -> None:
-        """Redraw the display, and refresh the advisory status in the output."""
+    def furthest(self, worker_id: str) -> _UnderWay | None:
+        """Return the attempt of a worker that is tracked, else finished, downloaded or waiting."""
+        return max(self.on_worker[worker_id].values(), key=_UnderWay.rank, default=None)
+
+    def counts(self) -> Counts:
+        """Return where the run stands, unfinished videos included."""
         moving = [u.progress for u in self.under_way.values() if u.progress is not None]
-        counts = Counts(
+        return Counts(
             num_committed=self.num_committed,
             num_quarantined=self.num_quarantined,
-            num_retries=max(0, self.num_failures - self.num_quarantined),
+            num_retries=self.num_retries,
             num_frames=self.num_frames
             + sum(p.num_steps for p in moving if p.phase in (Phase.TRACKING, Phase.FINISHING)),
             num_masks=self.num_masks + sum(p.num_masks for p in moving),
         )
-        self.reporter.on_counts(counts)
+
+    def show(self) -> None:
+        """Redraw the display, and refresh the advisory status in the output."""
+        self.reporter.on_counts(self.counts())
         if self.clock() - self.status_s >= STATUS_EVERY_S:
             self.status_s = self.clock()
-            self.write_status(counts)
+            self.write_status()
 
-    def write_status(self, counts: Counts, *, ended: bool = False) -> None:
+    def write_status(self, *, ended: bool = False) -> None:
         """Overwrite `_status.json`; advisory, so a store that fails is no reason to stop."""
+        workers = {}
+        for worker_id in self.on_worker:
+            if (furthest := self.furthest(worker_id)) is not None:
+                progress = furthest.progress
+                workers[worker_id] = {
+                    "state": progress.phase.value if progress else "starting",
+                    "video": furthest.source.name,
+                    "num_steps": progress.num_steps if progress else 0,
+                }
         status = LiveStatus(
             run_id=self.run_id,
             owner=self.log.owner,
@@ -632,46 +698,30 @@ class _Run:
             num_skipped=self.plan.num_settled,
             num_frames_planned=self.plan.num_frames_left or None,
             ended=ended,
-            workers={
-                under_way.worker_id: {
-                    "state": under_way.progress.phase.value if under_way.progress else "starting",
-                    "video": under_way.source.name,
-                    "num_steps": under_way.progress.num_steps if under_way.progress else 0,
-                }
-                for under_way in self.under_way.values()
-            },
-            **asdict(counts),
+            workers=workers,
+            **asdict(self.counts()),
         )
-        with contextlib.suppress(StoreUnavailable):
+        with contextlib.suppress(StoreError):
             self.store.write_bytes(STATUS_KEY, status.to_json())
 
+    def write_log_lines(self) -> None:
+        """Put the log lines beside the results; they must never cost a video."""
+        with contextlib.suppress(StoreError):
+            self.run_log.write_to(self.store)
+
+    # The end.
+
     def finish(self) -> RunSummary:
-        """Publish, compact, summarise and close."""
+        """Make everything visible, summarise and close."""
         wall_s = self.clock() - self.start_s
-        self.publishing.wait()
-        self.run_log.write_to(self.store)
-        self.outbox.flush()
-        if not self.has_plan_record:
-            self.write_plan(self.log.state.categories)
-        quarantined = self.quarantined()
-        exit_code = 130 if self.interrupted else int(bool(quarantined))
-        self.publisher.finish(
-            Outcome.INTERRUPTED if self.interrupted else Outcome.FINISHED,
-            exit_code=exit_code,
-            workers=self.worker_rows(),
-        )
-        self.write_status(
-            Counts(
-                self.num_committed,
-                self.num_quarantined,
-                max(0, self.num_failures - self.num_quarantined),
-                self.num_frames,
-                self.num_masks,
-            ),
-            ended=True,
-        )
+        if self.interrupted:
+            self.stop()
+        else:
+            self.complete()
+        self.write_status(ended=True)
+        self.write_log_lines()
         return RunSummary(
-            exit_code=exit_code,
+            exit_code=self.exit_code(),
             run_id=self.run_id,
             out_uri=self.config.out.uri,
             num_committed=self.num_committed,
@@ -681,22 +731,78 @@ class _Run:
             num_masks=self.num_masks,
             wall_s=wall_s,
             stage_seconds=dict(self.stage_seconds),
-            quarantined=quarantined,
+            quarantined=self.quarantined(),
             interrupted=self.interrupted,
-            num_unfinished=len(self.plan.order)
-            + len(self.plan.invalid)
+            num_unfinished=self.plan.num_videos
+            - self.plan.num_settled
             - self.num_committed
             - self.num_quarantined,
-            warnings=self.warnings(),
+            warnings=(*self.warnings(), *self.rejections()),
         )
 
-    def give_up(self, error: MaskmillError) -> None:
+    def complete(self) -> None:
+        """Publish, compact and close, while the status stays alive."""
+        self.publishing.wait()
+        self.outbox.flush()
+        self.beside(self.publisher.publish)
+        rejected = self.rejections()
+        self.num_committed -= len(rejected)
+        for text in rejected:
+            _log.error("%s", text)
+            self.reporter.on_message("error", text)
+        self.write_log_lines()
+        outcome, code, workers = Outcome.FINISHED, self.exit_code(), self.worker_rows()
+        self.beside(lambda: self.publisher.finish(outcome, exit_code=code, workers=workers))
+
+    def stop(self) -> None:
+        """Close what was interrupted; the grace of a signal is short, so little is published."""
+        self.outbox.flush()
+        deadline = self.clock() + INTERRUPT_WITHIN_S
+        while not self.publishing.is_idle:
+            if self.clock() > deadline:
+                return  # still building files: the next start finishes them
+            time.sleep(POLL_S)
+        self.publishing.check()
+        unpublished = [commit for _, commit in self.log.state.unpublished.values()]
+        if sum(part.size_bytes for commit in unpublished for part in commit.parts) <= QUICK_BYTES:
+            self.publisher.publish()
+        self.log.close(Outcome.INTERRUPTED, exit_code=self.exit_code(), workers=self.worker_rows())
+
+    def beside(self, job: Callable[[], object]) -> None:
+        """Run a long job beside the display and the status."""
+        self.publishing.start(job)
+        while not self.publishing.is_idle:
+            self.show()
+            time.sleep(POLL_S / 4)
+        self.publishing.check()
+
+    def exit_code(self) -> int:
+        """Return what the command ends with."""
+        if self.interrupted:
+            return 130
+        return int(bool(self.quarantined() or self.rejections()))
+
+    def rejections(self) -> tuple[str, ...]:
+        """Return a sentence per committed video whose files turned out damaged."""
+        rows = {key: row for row, key in enumerate(self.plan.corpus.keys.tolist())}
+        return tuple(
+            f"{self.plan.corpus.source(rows[key]).name if key in rows else key} was committed, but "
+            f"its files in staging are damaged ({reason}): run the same command again to track it "
+            f"once more"
+            for key, reason in self.publisher.rejected.items()
+            if self.log.state.task(key)[1] is TaskState.UNKNOWN  # else it was tracked again
+        )
+
+    def give_up(self, error: Exception) -> None:
         """Write down what can still be written, after an error that ends the run."""
-        with contextlib.suppress(MaskmillError):
+        _log.error("the run ends: %s", error)
+        self.write_log_lines()
+        with contextlib.suppress(Exception):
             self.publishing.wait()
-        with contextlib.suppress(MaskmillError):
+        with contextlib.suppress(Exception):
             self.outbox.flush()
-            self.log.close(Outcome.FAILED, exit_code=error.exit_code, workers=self.worker_rows())
+            code = error.exit_code if isinstance(error, MaskmillError) else None
+            self.log.close(Outcome.FAILED, exit_code=code, workers=self.worker_rows())
 
     def quarantined(self) -> tuple[tuple[str, str, str], ...]:
         """Return every video of this corpus that is in quarantine: name, kind, reason."""
@@ -713,13 +819,19 @@ class _UnderWay:
     """An attempt that was sent to a worker."""
 
     task: int
+    number: int
     worker_id: str
     source: VideoSource
     queue_s: float
     progress: Progress | None = None
-    proposal: Proposal | None = None
+    commit: VideoCommit | None = None
+
+    def rank(self) -> int:
+        """Return how much its worker is busy with it."""
+        return _RANKED.index(self.progress.phase) if self.progress is not None else -1
 
 
+_RANKED = (Phase.WAITING, Phase.DOWNLOADING, Phase.FINISHING, Phase.TRACKING)
 _SHOWN = {
     Phase.DOWNLOADING: WorkerState.DOWNLOADING,
     Phase.TRACKING: WorkerState.TRACKING,

@@ -35,8 +35,9 @@ def read_table(out: Path, table: str) -> pa.Table:
     files = sorted((out / table).glob("*.parquet"))
     assert files, f"no file in {out / table}"
     rows = pa.concat_tables([pq.read_table(f) for f in files])
-    keys = [c for c in ("video_key", "frame_idx", "object_id", "stage") if c in rows.column_names]
-    return rows.sort_by([(key, "ascending") for key in keys])
+    wanted = ("epoch", "worker_id", "video_key", "frame_idx", "object_id", "stage")
+    keys = [(column, "ascending") for column in wanted if column in rows.column_names]
+    return rows.sort_by(keys) if keys else rows
 
 
 def results(out: Path, *, but: Collection[str] = ()) -> dict[str, list[dict[str, Any]]]:
