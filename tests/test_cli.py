@@ -4,6 +4,7 @@
   `--version` is the distribution's.
 * Wrong commands, flags, configuration files and values are exit code 2, with one sentence on
   standard error that names the thing, and no traceback.
+* `run` and `plan` without any source of prompts are exit code 2, and write nothing.
 * Every flag reaches the key of the configuration that it is a name for; a flag that is not typed
   hides nothing.
 * A `MaskmillError` prints its sentence and ends with its exit code; a fault of ours says where the
@@ -148,6 +149,19 @@ def test_wrong_command_is_exit_2(
     assert sentence in shown.err
     assert "Traceback" not in shown.err + shown.out
     assert not list(tmp_path.iterdir()), "a wrong command must not write anything"
+
+
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_a_run_without_prompts_is_refused_before_it_writes(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.mp4").write_bytes(b"listed, and not read")
+    out = tmp_path / "out"
+    assert cli.main([verb, str(tmp_path / "clips"), "--out", str(out)]) == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert sentence.startswith("error: no prompts: give --prompts FILE, --prompts-dir DIR or")
+    assert not out.exists()
 
 
 def test_every_flag_reaches_its_key(
