@@ -10,7 +10,8 @@
 * The local files of a worker that was killed are removed by the next one on its node; those of a
   living one stay.
 * `progress` and `cancel` concern one attempt, never another; `destroy` ends everything.
-* Log lines carry run, video and attempt, and are put into the output on request.
+* Log lines carry run, video and attempt, and are put into the output on request, those of a failure
+  at once.
 """
 
 from __future__ import annotations
@@ -243,14 +244,21 @@ def test_destroy_ends_everything(tmp_path: Path, video: Path, start: Start) -> N
     assert not [name for name in names if name.startswith("maskmill-")]
 
 
-def test_the_log_of_a_worker(tmp_path: Path, video: Path) -> None:
-    worker = TrackingWorker(spec_of(tmp_path, {"fail_on_step": 1}), keep_log=True)
-    worker.setup()
+def test_the_log_of_a_worker(tmp_path: Path, video: Path, start: Start) -> None:
+    folder = tmp_path / "out" / "_logs" / "run"
+
+    def logged(words: str) -> list[dict[str, Any]]:
+        paths = sorted(path for path in folder.glob("*.jsonl")) if folder.exists() else []
+        lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+        return [line for line in lines if words in line["message"]]
+
+    worker = start(spec_of(tmp_path, {"fail_on_step": 1}), keep_log=True)
     worker.process(attempt_of(video, BOX))
+    # The reason of a failure does not wait for the next time, nor for the end of the worker.
+    wait_for(lambda: bool(logged("failed")))
     worker.destroy()
-    (path,) = (tmp_path / "out" / "_logs" / "run").iterdir()
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    failed = next(line for line in lines if "failed" in line["message"])
+    assert len(logged("worker ready")) == 1
+    (failed,) = logged("failed")
     assert failed["run_id"] == "run"
     assert failed["video"] == "clip.mp4"
     assert failed["attempt_id"] == "a1"

@@ -24,7 +24,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from workers import faults
-from workers.errors import ConfigError, FailureKind, PreemptedError, StoreError, TaskError
+from workers.errors import (
+    ConfigError,
+    FailureKind,
+    MaskmillError,
+    PreemptedError,
+    StoreError,
+    TaskError,
+)
 from workers.logs import RunLog, log_context, process_name
 from workers.messages import Attempt, Phase, Progress, Proposal, TaskFailed, WorkerReady, WorkerSpec
 from workers.pipeline import track_video
@@ -43,7 +50,7 @@ PROBE_PREFIX = "_probe/"
 """Below it a worker writes, reads and deletes a small object at its setup."""
 
 _LOG_EVERY_S = 300.0
-"""How often a worker puts its log lines into the output, in seconds."""
+"""How often a worker puts its log lines into the output, in seconds; after a failure at once."""
 _STOP_S = 20.0
 """How long `destroy` waits for attempts to stop, in seconds."""
 _PACKAGES = (
@@ -111,11 +118,7 @@ class TrackingWorker:
         self._running: dict[str, _Running] = {}
         self._lock = threading.Lock()
         self._stopped = False
-        self._run_log: RunLog | None = None
-        if keep_log:
-            self._run_log = RunLog(spec.run_id, process_name("worker"))
-            self._run_log.__enter__()
-        self._log_written = time.monotonic()
+        self._kept_log = _KeptLog(spec) if keep_log else None
 
     def setup_on_node(self) -> None:
         """Prepare this node; safe to call from every worker of it.
@@ -208,7 +211,6 @@ class TrackingWorker:
             finally:
                 with self._lock:
                     self._running.pop(attempt.attempt_id, None)
-                self._write_log(_LOG_EVERY_S)
 
     def progress(self) -> dict[str, Progress]:
         """Return the heartbeat of every attempt in this worker, by attempt id."""
@@ -239,10 +241,9 @@ class TrackingWorker:
             self._loader.unload()
         self._detector = self._loader = None
         _free_gpu()
-        if self._run_log is not None:
-            self._write_log(0.0)
-            self._run_log.__exit__(None, None, None)
-            self._run_log = None
+        if self._kept_log is not None:
+            self._kept_log.close()
+            self._kept_log = None
 
     def _track(self, running: _Running) -> Proposal:
         if self._loader is None:
@@ -277,6 +278,10 @@ class TrackingWorker:
         text = "".join(traceback.format_exception(error))
         kind = error.kind if isinstance(error, TaskError) else FailureKind.TRACKER
         _log.warning("attempt %d failed (%s): %s", attempt.number, kind.value, error)
+        kept_log = self._kept_log
+        if kept_log is not None:
+            # Whoever looks for the reason finds it now, also if this process dies next.
+            kept_log.write_soon()
         if kind is FailureKind.OUT_OF_MEMORY:
             _free_gpu()
         return TaskFailed(attempt.attempt_id, kind, str(error), text)
@@ -330,13 +335,47 @@ class TrackingWorker:
         finally:
             store.delete([key])
 
-    def _write_log(self, older_than_s: float) -> None:
-        if self._run_log is None or time.monotonic() - self._log_written < older_than_s:
-            return
-        self._log_written = time.monotonic()
+
+class _KeptLog:
+    """Puts this process' log lines into the output, in a thread that no attempt waits for.
+
+    Parameters
+    ----------
+    spec : WorkerSpec
+        The run and its output.
+    """
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
+        self._run_log = RunLog(spec.run_id, process_name("worker"))
+        self._run_log.__enter__()
+        self._due = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="maskmill-log", daemon=True)
+        self._thread.start()
+
+    def write_soon(self) -> None:
+        """Write what there is, instead of waiting for the next time."""
+        self._due.set()
+
+    def close(self) -> None:
+        """Write the rest and listen no more."""
+        self._closed = True
+        self._due.set()
+        self._thread.join(_STOP_S)
+        self._write()
+        self._run_log.__exit__(None, None, None)
+
+    def _work(self) -> None:
+        while not self._closed:
+            self._due.wait(_LOG_EVERY_S)
+            self._due.clear()
+            self._write()
+
+    def _write(self) -> None:
         try:
-            self._run_log.write_to(open_store(self.spec.out_uri, self.spec.out_store))
-        except StoreError as error:
+            self._run_log.write_to(open_store(self._spec.out_uri, self._spec.out_store))
+        except MaskmillError as error:
             # Losing log lines must never cost a video; they are kept for the next try.
             _log.warning("the log could not be written: %s", error)
 
