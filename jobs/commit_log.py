@@ -75,26 +75,24 @@ BACKOFF_S = 0.25
 # Reading.
 
 
-def find_tail(store: Store, *, known: int = 0) -> int:
+def find_tail(store: Store) -> int:
     """Return the number of the last record, in a logarithmic number of requests.
 
     Parameters
     ----------
     store : Store
         The output.
-    known : int
-        A record that is known to exist; 0 for none.
 
     Returns
     -------
     int
         0 for an empty log.
     """
-    step = 1
-    while store.stat(log_key(known + step)) is not None:
-        known += step
+    low, step = 0, 1
+    while store.stat(log_key(low + step)) is not None:
+        low += step
         step *= 2
-    low, high = known, known + step
+    high = low + step
     while high - low > 1:
         middle = (low + high) // 2
         if store.stat(log_key(middle)) is not None:
