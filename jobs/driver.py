@@ -251,6 +251,7 @@ class _Run:
     def execute(self, *, retry: bool, retry_kinds: frozenset[FailureKind] | None) -> RunSummary:
         """Recover, plan, track, publish, close; whatever ends it, what was committed stays."""
         self.publisher.recover()
+        self.rejected_before = set(self.publisher.rejected)
         released = self.release(retry_kinds) if retry else None
         probes = ProbeCache(self.store)
         try:
@@ -746,7 +747,7 @@ class _Run:
         self.outbox.flush()
         self.beside(self.publisher.publish)
         rejected = self.rejections()
-        self.num_committed -= len(rejected)
+        self.num_committed -= len(self.publisher.rejected.keys() - self.rejected_before)
         for text in rejected:
             _log.error("%s", text)
             self.reporter.on_message("error", text)
