@@ -166,7 +166,7 @@ class S3Store(Store):
             self._put_parts(path, size, key, on_bytes)
 
     def _put_parts(
-        self, path: Path, size: int, key: str, on_bytes: Callable[[int], None] | None
+        self, path: Path, size: int, key: str, on_bytes: Callable[[int], None] | None = None
     ) -> None:
         """Upload a large file in parts; a failed upload leaves nothing behind."""
         part_bytes = max(_PART_BYTES, -(-size // _MAX_PARTS))
