@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
-import socket
 import threading
 import time
 import uuid
@@ -47,6 +45,7 @@ from jobs.scheduler import (
     Stop,
 )
 from jobs.startup import (
+    owner_name,
     prove_store,
     reproduce_command,
     stop_signals,
@@ -190,9 +189,8 @@ def run(
     read_state(store).check_settings(settings)
     inputs = read_inputs(config)
     prove_store(store, single_driver=config.out.single_driver)
-    owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
     with stop_signals() as stopped:
-        log = CommitLog.acquire(store, owner)
+        log = CommitLog.acquire(store, owner_name())
         execution = _Run(
             config, settings, log, inputs, reporter, pool_factory or _ray_pool, stopped
         )

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import shlex
 import signal
 import socket
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from types import FrameType
 
 from jobs.config import OutConfig, PoolConfig, RunConfig
@@ -93,15 +91,6 @@ def with_labels(known: Mapping[int, str], labels: Sequence[str]) -> dict[int, st
         if label not in categories.values():
             categories[max(categories, default=0) + 1] = label
     return categories
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of what results depend on, where it is installed."""
-    versions = {"python": platform.python_version()}
-    for name in ("maskmill", "ray", "numpy", "pyarrow", "av", "opencv-python-headless", "torch"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions
 
 
 def weights_sha256(config: RunConfig, checkpoint: str | None) -> str:

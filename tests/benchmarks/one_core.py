@@ -7,7 +7,10 @@ core; they take turns, clip by clip, and the median of the pairs counts. Times r
 frame decoded to the last file closed; loading the model is outside. The processor time of both is
 printed beside it: on a machine that others use too, it says more than the clock.
 
-With ``--scaling`` a second part compares one worker on one core with two workers on two.
+With ``--ray`` a second part does the same with whole runs: `jobs.driver.run` on a real Ray, driver
+and raylet on one core, the one actor and the plain loop, in turns, on the other.
+
+With ``--scaling`` another part compares one worker on one core with two workers on two.
 
     python tests/benchmarks/one_core.py --tracker flow CLIP [CLIP ...] [--json FILE]
     python tests/benchmarks/one_core.py --tracker yolo11n-seg --checkpoint W.pt CLIP ...
@@ -19,6 +22,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import statistics
 import tempfile
 import threading
@@ -201,6 +205,102 @@ def pairs_on_one_core(task: Task, core: int, num_pairs: int, answer: Any) -> Non
     answer.put(rows)
 
 
+def plain_on_core(task: Task, core: int, asked: Any, answer: Any) -> None:
+    """Run the plain loop over all clips whenever asked; answer with frames and seconds."""
+    hold_to(core)
+    from workers.messages import TrackerSpec
+    from workers.trackers.base import TrackingConfig
+    from workers.trackers.registry import create_tracking_loader
+
+    name = TrackerSpec(task.tracker).name
+    loader = create_tracking_loader(
+        name, TrackingConfig(name, device="cpu", checkpoint_path=task.checkpoint)
+    )
+    loader.load()
+    with tempfile.TemporaryDirectory() as folder:
+        loop = PlainLoop(task, loader, Path(folder))
+        while asked.get():
+            done = [loop.run(clip) for clip in task.clips]
+            answer.put((sum(d[0] for d in done), sum(d[1] for d in done)))
+
+
+def run_on_ray(task: Task, core: int, folder: Path) -> tuple[int, float]:
+    """Run all clips with one actor on `core`; return frames and seconds in the worker."""
+    import pyarrow.parquet as pq
+
+    from jobs.config import RunConfig
+    from jobs.driver import run
+    from jobs.pool import RayPool
+    from jobs.progress import SilentReporter
+    from workers.actor import TrackingWorker
+
+    class Pinned(TrackingWorker):
+        """A worker that holds itself to one core before it starts any thread."""
+
+        def setup_on_node(self) -> None:
+            hold_to(core)
+            super().setup_on_node()
+
+    rows, prompts = [], []
+    for clip in task.clips:
+        end = end_us(clip, task.max_frames)
+        rows.append({"video": clip, "end_s": None if end is None else end / 1e6})
+        for object_id, box in enumerate(task.boxes[clip], 1):
+            row = {"video": clip, "frame_idx": 0, "object_id": object_id, "box_xyxy": list(box)}
+            prompts.append(row)
+    for name, lines in (("manifest", rows), ("prompts", prompts)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    out = folder / "run"
+    shutil.rmtree(out, ignore_errors=True)
+    config = RunConfig.model_validate(
+        {
+            "corpus": {"manifest": str(folder / "manifest.jsonl")},
+            "out": {"uri": str(out)},
+            "prompts": {"file": str(folder / "prompts.jsonl")},
+            "tracker": {"name": task.tracker, "checkpoint": task.checkpoint, "device": "cpu"},
+            "pool": {"workers": 1},
+        }
+    )
+    summary = run(
+        config,
+        reporter=SilentReporter(),
+        pool_factory=lambda given, spec: RayPool(spec, given.pool, worker_cls=Pinned),
+    )
+    if summary.exit_code:
+        raise SystemExit(f"the run failed: {summary.quarantined}")
+    videos = pq.read_table(out / "videos").to_pylist()
+    return (
+        sum(v["frames_tracked"] for v in videos),
+        sum(v["frames_tracked"] / v["fps_end_to_end"] for v in videos),
+    )
+
+
+def pairs_on_ray(task: Task, cores: list[int], num_pairs: int) -> float:
+    """Let the plain loop and whole runs take turns; print each pair, return the median ratio."""
+    import ray
+
+    hold_to(cores[0])
+    context = multiprocessing.get_context("spawn")
+    asked, answer = context.Queue(), context.Queue()
+    child = context.Process(target=plain_on_core, args=(task, cores[-1], asked, answer))
+    child.start()
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=40)
+    ratios: list[float] = []
+    with tempfile.TemporaryDirectory() as name:
+        for pair in range(-1, num_pairs):  # the first is not timed: nothing is warm
+            asked.put(True)
+            plain_frames, plain_s = answer.get()
+            frames, worker_s = run_on_ray(task, cores[-1], Path(name))
+            plain, worker = plain_frames / plain_s, frames / worker_s
+            if pair >= 0:
+                ratios.append(worker / plain)
+                print(f"plain {plain:8.2f}   run on Ray {worker:8.2f} frames/s   {ratios[-1]:.3f}")
+    asked.put(False)
+    child.join()
+    ray.shutdown()
+    return float(statistics.median(ratios))
+
+
 def worker_on_core(task: Task, core: int, start: Any, answer: Any) -> None:
     """Track all clips as soon as everybody is ready; answer with frames, begin and end."""
     hold_to(core)
@@ -264,11 +364,13 @@ def main() -> None:
     parser.add_argument("--max-objects", type=int, default=2)
     parser.add_argument("--max-frames", type=int, default=100, help="frames of each clip")
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--ray", action="store_true", help="also whole runs on a real Ray")
     parser.add_argument("--scaling", action="store_true", help="also two workers on two cores")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
 
     cores = sorted(os.sched_getaffinity(0))
+    args.clips = [str(Path(clip).resolve()) for clip in args.clips]
     boxes = find_boxes(args.clips, args.detector, args.max_objects)
     task = Task(args.tracker, args.checkpoint, tuple(args.clips), boxes, args.max_frames)
     context = multiprocessing.get_context("spawn")
@@ -295,9 +397,9 @@ def main() -> None:
         "median_ratio": by_clock,
         "median_ratio_processor_time": by_cpu,
     }
+    if (args.scaling or args.ray) and len(cores) < 2:
+        raise SystemExit("--scaling and --ray need two cores")
     if args.scaling:
-        if len(cores) < 2:
-            raise SystemExit("--scaling needs two cores")
         ratios = []
         for _ in range(args.pairs):
             one, two = frames_per_s(task, cores[-1:]), frames_per_s(task, cores[-2:])
@@ -305,6 +407,9 @@ def main() -> None:
             print(f"one {one:8.2f}   two {two:8.2f} frames/s   {two / one:.3f}")
         figures["two_over_one"] = statistics.median(ratios)
         print(f"two workers over one: median {figures['two_over_one']:.3f}")
+    if args.ray:
+        figures["median_ratio_on_ray"] = pairs_on_ray(task, cores, args.pairs)
+        print(f"{args.tracker}: median of {args.pairs} pairs {figures['median_ratio_on_ray']:.3f}")
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
 
