@@ -20,7 +20,6 @@ from workers.errors import ConfigError, InputError
 from workers.messages import Prompt, StoreOptions
 from workers.prompts.folder import folder_digests
 from workers.prompts.table import JsonRows, PromptTable, read_prompts
-from workers.storage import open_store, split_uri
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -121,9 +120,8 @@ class RunPrompts:
         import pyarrow as pa
 
         if self._table is not None:
-            root, key = split_uri(self._where)
-            data = open_store(root, self._options).read_bytes(key)
-            return pa.table({"uri": [self._where], "data": pa.array([data], pa.large_binary())})
+            data = pa.array([self._table.data], pa.large_binary())
+            return pa.table({"uri": [self._table.uri], "data": data})
         if self._digests:
             names = sorted(self._digests)
             return pa.table({"video": names, "digest": [self._digests[n] for n in names]})

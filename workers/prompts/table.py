@@ -61,17 +61,22 @@ class PromptTable:
         Its rows.
     options : StoreOptions or None
         How to reach mask images.
+    data : bytes
+        The file as it was read.
 
     Attributes
     ----------
-    uri : str
-        The file.
+    uri, data : str, bytes
+        The file, and what was in it.
     names : list of str
         The distinct values of `video`, verbatim, in order of first appearance.
     """
 
-    def __init__(self, uri: str, rows: Rows, options: StoreOptions | None = None) -> None:
+    def __init__(
+        self, uri: str, rows: Rows, options: StoreOptions | None = None, data: bytes = b""
+    ) -> None:
         self.uri = uri
+        self.data = data
         self.names = rows.names
         self._rows = rows
         self._options = options
@@ -423,7 +428,7 @@ def read_prompts(uri: str, options: StoreOptions | None = None) -> PromptTable:
         data = store.read_bytes(key)
     except FileNotFoundError as error:
         raise ConfigError(f"the prompts file {uri} does not exist") from error
-    return PromptTable(store.uri_of(key), _READERS[ending](data, uri), options)
+    return PromptTable(store.uri_of(key), _READERS[ending](data, uri), options, data)
 
 
 def _read_csv(data: bytes, uri: str) -> Rows:
