@@ -248,11 +248,15 @@ class LogState:
             for key in stored.keys() | given.keys()
             if stored.get(key, _ABSENT) != given.get(key, _ABSENT)
         )
+        # Another tracker or detector brings other values of everything else that concerns it.
+        differ = [key for key in _MODEL_NAMES if key in differ] or differ
         if differ:
             told = "; ".join(
                 f"{key} was {stored.get(key, 'absent')!r} and is now {given.get(key, 'absent')!r}"
-                for key in differ
+                for key in differ[:MAX_TOLD]
             )
+            if len(differ) > MAX_TOLD:
+                told += f"; and {len(differ) - MAX_TOLD} more"
             raise ConfigError(
                 f"this output holds another configuration ({told}): use the same settings, or "
                 f"another --out"
@@ -556,7 +560,9 @@ class LogState:
         key = record.payload["key"]
         if hashlib.sha256(data).hexdigest() != record.payload["sha256"]:
             raise ValueError(f"the snapshot {key} is damaged: its SHA-256 is not the recorded one")
-        table = pq.read_table(pa.BufferReader(data))
+        # On this thread alone: a command that ends right after it would meet Arrow's threads at
+        # work, and the C++ runtime then aborts the process.
+        table = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
         rest = json.loads(table.schema.metadata[b"maskmill.log_state"])
         if rest["version"] != SNAPSHOT_VERSION:
             raise ValueError(
@@ -599,6 +605,7 @@ class LogState:
 
 
 _ABSENT = object()
+_MODEL_NAMES = ("tracker.name", "prompts.detector.name")
 
 _APPLY: dict[Kind, Callable[[LogState, Record], None]] = {
     Kind.PLAN: LogState._apply_plan,
