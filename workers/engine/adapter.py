@@ -222,10 +222,18 @@ class Sam2Network:
         """
         import torch
 
-        masks = self.enlarge(logits[:, None])
+        if binary:
+            masks = self.enlarge(logits[:, None])
+        else:
+            # The library rounds one channel differently from three, which the originals enlarge
+            # here before they take one.
+            masks = self.enlarge(logits[:, None].expand(-1, 3, -1, -1))[:, :1]
         probabilities = (masks > 0).float() if binary else torch.sigmoid(masks)
+        # In this memory layout the convolutions round as they do for the originals; in the other
+        # one many values would fall on the other side when they are rounded to bfloat16.
+        vision = features.vision.contiguous()
         encoded = self._modules.memory_encoder(
-            features.vision, probabilities * _MASK_SCALE + _MASK_BIAS, skip_mask_sigmoid=True
+            vision, probabilities * _MASK_SCALE + _MASK_BIAS, skip_mask_sigmoid=True
         )["vision_features"]
         hidden_code = self._modules.no_obj_embed_spatial
         if hidden_code is not None:
