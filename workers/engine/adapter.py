@@ -188,9 +188,8 @@ class Sam2Network:
 
     def _distance_code(self, distances: Sequence[float]) -> torch.Tensor:
         """Return the sine code of temporal distances, shape (n, 256)."""
-        from sam2.modeling.sam2_utils import get_1d_sine_pe
-
         import torch
+        from sam2.modeling.sam2_utils import get_1d_sine_pe
 
         return get_1d_sine_pe(torch.tensor(distances, device=self.device), dim=HIDDEN_DIM)
 

@@ -50,9 +50,7 @@ class Entry:
 
     def without_memory(self) -> Entry:
         """Return the entry of a frame that is too old to be attended to."""
-        return Entry(
-            self.step, self.iou, self.object_logit, self.pointer, None, self.motion_iou
-        )
+        return Entry(self.step, self.iou, self.object_logit, self.pointer, None, self.motion_iou)
 
     def to_state(self) -> list[Any]:
         """Return it as a list of plain values and tensors."""

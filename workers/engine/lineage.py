@@ -158,7 +158,7 @@ class Lineage:
         list of (int, Sighting)
             Steps and sightings, in order.
         """
-        for tip in set(given_up):
+        for tip in set(tips):
             node: Node | None = tip
             while node is not None and node is not self._root and not node.children:
                 node = self._cut(node)

@@ -213,8 +213,8 @@ def build_network(info: CheckpointInfo, image_size: int) -> Any:
         from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
         from sam2.modeling.memory_encoder import CXBlock, Fuser, MaskDownSampler, MemoryEncoder
         from sam2.modeling.position_encoding import PositionEmbeddingSine
-        from sam2.modeling.sam2_base import SAM2Base
         from sam2.modeling.sam.transformer import RoPEAttention
+        from sam2.modeling.sam2_base import SAM2Base
     except ImportError as error:
         raise RuntimeError(
             f"SAM 2 trackers need the package sam2 ({error}): pip install 'maskmill[sam2]'"

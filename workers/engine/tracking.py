@@ -118,10 +118,7 @@ class Engine:
             for object_id, (offers, choices) in self._choices(
                 step, {i: t for i, t in tracks.items() if i not in prompts}, features
             ).items():
-                for choice in choices:
-                    tracked.append(
-                        _Taken(object_id, offers[choice.recall], choice.candidate, None)
-                    )
+                tracked += [_Taken(object_id, offers[c.recall], c.candidate, None) for c in choices]
             entries: dict[int, list[Entry]] = {object_id: [] for object_id in tracks}
             sightings: dict[int, list[Sighting]] = {object_id: [] for object_id in tracks}
             for taken in (prompted, tracked):
@@ -132,9 +129,7 @@ class Engine:
             for one in prompted:
                 i = one.object_id
                 box = None if one.prompt is None else one.prompt.box_xyxy
-                decided[i] = tracks[i].keep_prompted(
-                    entries[i][0], sightings[i][0], one.offer, box
-                )
+                decided[i] = tracks[i].keep_prompted(entries[i][0], sightings[i][0], one.offer, box)
             for object_id, track in tracks.items():
                 if object_id not in decided:
                     decided[object_id] = track.keep(step, entries[object_id], sightings[object_id])
@@ -244,10 +239,7 @@ class Engine:
         memories: list[torch.Tensor | None] = [None] * len(taken)
         if network.info.has_memory:
             present = torch.tensor(
-                [
-                    one.offer.pointer_logit > tracks[one.object_id].min_object_logit
-                    for one in taken
-                ],
+                [one.offer.pointer_logit > tracks[one.object_id].min_object_logit for one in taken],
                 device=network.device,
             )
             tokens = network.point(tokens, present)
@@ -275,7 +267,6 @@ class Engine:
         if not self._fill_hole_area:
             return logits
         import cv2
-
         import torch
 
         filled = logits.clone()

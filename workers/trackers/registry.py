@@ -100,16 +100,16 @@ TRACKERS: tuple[TrackerInfo, ...] = (
     ),
     TrackerInfo(
         name="samurai",
-        description="SAM 2.1 with a motion model that helps to choose the mask, and a memory of good "
-        "frames only.",
+        description="SAM 2.1 with a motion model that helps to choose the mask, and a memory of "
+        "good frames only.",
         weights="sam2.1_hiera_tiny.pt",
         licence="Apache-2.0",
         sizes=_SAM2_SIZES,
     ),
     TrackerInfo(
         name="sam2long",
-        description="SAM 2.1 that follows several hypotheses per object and decides late: for long videos "
-        "with occlusions.",
+        description="SAM 2.1 that follows several hypotheses per object and decides late: for long "
+        "videos with occlusions.",
         weights="sam2.1_hiera_tiny.pt",
         licence="Apache-2.0",
         sizes=_SAM2_SIZES,
@@ -200,6 +200,7 @@ def _resolve(name: str) -> tuple[TrackerInfo, str]:
         if key in {_plain(known) for known in (info.name, *info.aliases)}:
             if not colon:
                 return info, info.name
+            size = size.replace("_", "-")
             _check_size(name, size, info)
             weights = info.weights.replace("tiny", size.replace("-", "_"))
             return replace(info, name=f"{info.name}:{size}", weights=weights), info.name

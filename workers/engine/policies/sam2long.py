@@ -274,7 +274,10 @@ class Sam2LongTrack(Track):
         return super().get_state() | {
             "entries": [entry.to_state() for entry in entries],
             "memories": [
-                [[place[id(e)] for e in m.admitted], None if m.newest is None else place[id(m.newest)]]
+                [
+                    [place[id(e)] for e in m.admitted],
+                    None if m.newest is None else place[id(m.newest)],
+                ]
                 for m in memories
             ],
             "pathways": [[where.index(id(p.memory)), p.score] for p in distinct],

@@ -22,7 +22,6 @@ from workers.engine.bank import (
     Clock,
     Entry,
     Recall,
-    Recent,
     Sighting,
 )
 from workers.engine.policies.base import Choice, Decided
@@ -120,9 +119,9 @@ class SamuraiTrack(Sam2Track):
             return [recall]
         chosen = list(self.admitted)
         newest = self.recent.entries[-1] if self.recent.entries else None
-        if newest is not None and newest.step == step - 1:
-            if not chosen or chosen[-1].step != newest.step:
-                chosen = [*chosen[1 - NUM_SPATIAL :], newest]
+        is_last = newest is not None and newest.step == step - 1
+        if newest is not None and is_last and (not chosen or chosen[-1].step != newest.step):
+            chosen = [*chosen[1 - NUM_SPATIAL :], newest]
         prompted = [pair for pair in recall.memories if pair[1] == PROMPT_RANK]
         ranked = [(entry, len(chosen) - 1 - i) for i, entry in enumerate(chosen)]
         recall.memories = prompted + ranked
