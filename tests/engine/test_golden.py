@@ -116,7 +116,7 @@ def test_the_camera_remembers_as_much_as_the_original() -> None:
 
 def test_the_pointers_are_those_of_the_original() -> None:
     expected, run = two_boxes("upstream_2obj")
-    pointers = {}
+    pointers: dict[int, NDArray[np.float32]] = {}
     for seen in run.logs[1]:
         for recall in seen.recalls:
             pointers |= {entry.step: entry.pointer.numpy() for entry, _ in recall.pointers}
@@ -152,7 +152,9 @@ def test_samurai_decides_as_the_original() -> None:
         if t:
             assert seen.choices[0].candidate == expected["best_candidate"][t]
             # The boxes jump by hundreds of pixels, so a flipped pixel may move the filter a bit.
-            np.testing.assert_allclose(seen.facts["mean"], expected["kf_mean"][t], rtol=0.05, atol=5)
+            np.testing.assert_allclose(
+                seen.facts["mean"], expected["kf_mean"][t], rtol=0.05, atol=5
+            )
         wanted = expected["kf_score"][t]
         assert (seen.facts["motion_iou"] is None) == bool(np.isnan(wanted))
         if not np.isnan(wanted):

@@ -34,10 +34,13 @@ class Features:
         Features that memories are attended from.
     fine : list of Tensor, shapes (1, 32, 4 * side, 4 * side) and (1, 64, 2 * side, 2 * side)
         Features of higher resolution, for the mask decoder.
+    begun : Tensor, shape (1, side * side, 256), or None
+        What the memory attention makes of them before it looks at memories, once it is known.
     """
 
     vision: torch.Tensor
     fine: list[torch.Tensor]
+    begun: torch.Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -156,7 +159,12 @@ class Sam2Network:
         values = torch.stack([value for value, _ in tokens])
         keys = torch.stack([key for _, key in tokens])
         num_pointer_tokens = len(recalls[0].pointers) * _TOKENS_PER_POINTER
-        return self._attention(features.vision, values, keys, num_pointer_tokens)
+        begun = features.begun
+        if begun is None:
+            begun = self._attention.begin(features.vision)
+        if self.savings.first_attention:
+            features.begun = begun
+        return self._attention(begun, values, keys, num_pointer_tokens)
 
     def _tokens(self, recall: Recall) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what a recall attends to, and the keys of that, both of shape (L, 64)."""

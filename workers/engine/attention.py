@@ -69,9 +69,21 @@ class MemoryAttention:
         self._savings = savings
         self._rotation = compute_axial_cis(HIDDEN_DIM, side, side).to(position.device)
 
+    def begin(self, vision: torch.Tensor) -> torch.Tensor:
+        """Return what the first layer sees before it looks at memories, shape (1, h * w, 256).
+
+        Parameters
+        ----------
+        vision : Tensor, shape (1, 256, h, w)
+            Features of the picture.
+        """
+        x = vision.flatten(2).transpose(1, 2) + self._position
+        first = self._layers[0]
+        return x + self._among_itself(first.self_attn, first.norm1(x))
+
     def __call__(
         self,
-        vision: torch.Tensor,
+        begun: torch.Tensor,
         values: torch.Tensor,
         keys: torch.Tensor,
         num_pointer_tokens: int,
@@ -80,8 +92,8 @@ class MemoryAttention:
 
         Parameters
         ----------
-        vision : Tensor, shape (1, 256, h, w)
-            Features of the picture.
+        begun : Tensor, shape (1, h * w, 256)
+            What `begin` returned for the picture.
         values : Tensor, shape (B, L, 64)
             Memories: spatial ones, whole frames after each other, then pointers.
         keys : Tensor, shape (B, L, 64)
@@ -95,17 +107,14 @@ class MemoryAttention:
             Conditioned features.
         """
         num = len(values)
-        _, channels, height, width = vision.shape
-        x = vision.flatten(2).transpose(1, 2) + self._position
-        if not self._savings.first_attention:
-            x = x.expand(num, -1, -1)
+        x = begun.expand(num, -1, -1)
         for i, layer in enumerate(self._layers):
-            x = x + self._among_itself(layer.self_attn, layer.norm1(x))
-            if i == 0:
-                x = x.expand(num, -1, -1)
+            if i:
+                x = x + self._among_itself(layer.self_attn, layer.norm1(x))
             x = x + self._to_memory(i, layer.norm2(x), values, keys, num_pointer_tokens)
             x = x + layer.linear2(layer.linear1(layer.norm3(x)).relu_())
-        return self._norm(x).transpose(1, 2).reshape(num, channels, height, width)
+        side = round(self._num_cells**0.5)
+        return self._norm(x).transpose(1, 2).reshape(num, HIDDEN_DIM, side, side)
 
     def _among_itself(self, attention: Any, x: torch.Tensor) -> torch.Tensor:
         import torch.nn.functional as F  # noqa: N812 (its usual name)

@@ -21,8 +21,8 @@ from workers.engine.policies.base import Choice, Decided, Track
 if TYPE_CHECKING:
     import torch
 
-MAX_BATCH = 8
-"""Tracks that attend to their memories at once; more would need memory without being faster."""
+GPU_BATCH = 8
+"""Tracks computed at once on a GPU; more would need memory without being faster."""
 
 
 @dataclass(slots=True)
@@ -74,6 +74,10 @@ class Engine:
         self, network: Sam2Network, *, fill_hole_area: int = 0, keep_prompted_masks: bool = True
     ) -> None:
         self.network = network
+        # A CPU is busy with one object at a time, and alone each is computed bit by bit as in a
+        # session of its own.
+        self.max_batch = 1 if network.device.type == "cpu" else GPU_BATCH
+        """Tracks computed at once."""
         self._fill_hole_area = fill_hole_area
         self._keep_prompted_masks = keep_prompted_masks
 
@@ -122,8 +126,8 @@ class Engine:
             entries: dict[int, list[Entry]] = {object_id: [] for object_id in tracks}
             sightings: dict[int, list[Sighting]] = {object_id: [] for object_id in tracks}
             for taken in (prompted, tracked):
-                for start in range(0, len(taken), MAX_BATCH):
-                    part = taken[start : start + MAX_BATCH]
+                for start in range(0, len(taken), self.max_batch):
+                    part = taken[start : start + self.max_batch]
                     self._finish(step, part, tracks, features, size, entries, sightings)
             decided: dict[int, Decided] = {}
             for one in prompted:
@@ -183,16 +187,16 @@ class Engine:
                 groups.setdefault(recall.signature, []).append((object_id, place, recall))
         offers: dict[tuple[int, int], Candidates] = {}
         for group in groups.values():
-            for start in range(0, len(group), MAX_BATCH):
-                part = group[start : start + MAX_BATCH]
+            for start in range(0, len(group), self.max_batch):
+                part = group[start : start + self.max_batch]
                 conditioned = self.network.condition(features, [recall for *_, recall in part])
                 heads = self.network.decode(conditioned, features)
                 for row, (object_id, place, _) in enumerate(part):
                     offers[object_id, place] = self._offer(tracks[object_id], heads, row)
         result = {}
         for object_id, track in tracks.items():
-            of_object = [offers[object_id, i] for i in range(len(recalls[object_id]))]
-            result[object_id] = (of_object, track.choose(step, of_object))
+            offered = [offers[object_id, i] for i in range(len(recalls[object_id]))]
+            result[object_id] = (offered, track.choose(step, offered))
         return result
 
     def _offer(self, track: Track, heads: HeadOutput, row: int) -> Candidates:
