@@ -221,6 +221,8 @@ def test_sam2long_decides_as_the_original() -> None:
 
 def test_sam2long_gives_the_masks_of_the_original() -> None:
     expected, run = sam2long()
+    path = run.results
+    assert [frame.frame_idx for frame in path] == list(range(13))
     assert_same_masks(run.masks(1), unpacked(expected["o1_video_masks"]))
 
 

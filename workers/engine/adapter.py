@@ -208,6 +208,7 @@ class Sam2Network:
         object_logits: torch.Tensor,
         *,
         binary: bool,
+        num_enlarged: int = 1,
     ) -> torch.Tensor:
         """Encode masks into spatial memories.
 
@@ -221,6 +222,8 @@ class Sam2Network:
             Object scores; at or below 0 the memory says that the object is hidden.
         binary : bool
             Take the mask instead of its probabilities, as on prompted frames.
+        num_enlarged : int
+            Masks that are enlarged together, which changes nothing but the last bits.
 
         Returns
         -------
@@ -229,12 +232,9 @@ class Sam2Network:
         """
         import torch
 
-        if binary:
-            masks = self.enlarge(logits[:, None])
-        else:
-            # The library rounds one channel differently from three, which the originals enlarge
-            # here before they take one.
-            masks = self.enlarge(logits[:, None].expand(-1, 3, -1, -1))[:, :1]
+        # The library rounds one channel differently from three, and rounding to bfloat16 makes it
+        # visible: the originals enlarge three candidates and take one, except on prompted frames.
+        masks = self.enlarge(logits[:, None].expand(-1, num_enlarged, -1, -1))[:, :1]
         probabilities = (masks > 0).float() if binary else torch.sigmoid(masks)
         # In this memory layout the convolutions round as they do for the originals; in the other
         # one many values would fall on the other side when they are rounded to bfloat16.

@@ -254,6 +254,7 @@ class Engine:
                 shown if is_prompted else logits,
                 object_logits,
                 binary=is_prompted,
+                num_enlarged=1 if is_prompted else tracks[taken[0].object_id].num_enlarged,
             )
             memories = [memory.clone() for memory in encoded]
         for i, one in enumerate(taken):

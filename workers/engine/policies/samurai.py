@@ -42,6 +42,8 @@ class SamuraiTrack(Sam2Track):
         How time is told in the session.
     """
 
+    num_enlarged = 1
+
     def __init__(self, options: Mapping[str, Any], clock: Clock) -> None:
         super().__init__(options, clock)
         self.min_object_logit = options["min_obj_score_logits"]
