@@ -109,6 +109,11 @@ class Sam2Network:
             self._dense_position = modules.sam_prompt_encoder.get_dense_pe()
             self._no_prompt = self._encode_prompts(None, None, 1)
 
+    def use_savings(self, savings: Savings) -> None:
+        """Use these savings from now on."""
+        self.savings = savings
+        self._attention.savings = savings
+
     # -- the picture -------------------------------------------------------------------------
 
     def encode_images(self, pixels: torch.Tensor) -> list[Features]:

@@ -66,7 +66,7 @@ class MemoryAttention:
         self._norm = module.norm
         self._num_cells = side * side
         self._position = 0.1 * position
-        self._savings = savings
+        self.savings = savings
         self._rotation = compute_axial_cis(HIDDEN_DIM, side, side).to(position.device)
 
     def begin(self, vision: torch.Tensor) -> torch.Tensor:
@@ -141,7 +141,7 @@ class MemoryAttention:
         keys = attention.k_proj(keys)
         num_spatial = keys.shape[1] - num_pointer_tokens
         keys[:, :num_spatial] = self._rotated(keys[:, :num_spatial])
-        if not self._savings.values:
+        if not self.savings.values:
             seen = F.scaled_dot_product_attention(
                 queries[:, None], keys[:, None], attention.v_proj(values)[:, None]
             )

@@ -24,12 +24,12 @@ class Spool:
 
     Parameters
     ----------
-    limit_bytes : int
-        The limit.
+    limit_bytes : int, optional
+        The limit, `SPILL_BYTES` when left out.
     """
 
-    def __init__(self, limit_bytes: int = SPILL_BYTES) -> None:
-        self._limit = limit_bytes
+    def __init__(self, limit_bytes: int | None = None) -> None:
+        self._limit = SPILL_BYTES if limit_bytes is None else limit_bytes
         self._file: IO[bytes] | None = None
         self._num_spilled = 0
         self.num_bytes = 0

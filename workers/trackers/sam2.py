@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from workers.engine.adapter import Sam2Network
-
 SHARED_OPTIONS: Mapping[str, Any] = {
     "compat": "none",
     "fill_hole_area": 0,
@@ -363,7 +361,6 @@ class EngineLoader(TrackingModelLoader):
             raise ValueError(f"tracker {self.family} computes in float32, not in {config.dtype}")
         self.fingerprint = ""
         """Digest of the weights and of every setting that changes masks; empty before `load`."""
-        self._network: Sam2Network | None = None
         self._engine: Engine | None = None
 
     @property
@@ -372,9 +369,22 @@ class EngineLoader(TrackingModelLoader):
         return self._engine is not None
 
     @property
+    def engine(self) -> Engine:
+        """The engine on the loaded network.
+
+        Raises
+        ------
+        RuntimeError
+            Nothing is loaded.
+        """
+        self._check_loaded()
+        assert self._engine is not None
+        return self._engine
+
+    @property
     def can_track(self) -> bool:
         """Whether the loaded checkpoint has a memory; one without can segment frames only."""
-        return self._network is None or self._network.info.has_memory
+        return self._engine is None or self._engine.network.info.has_memory
 
     def load(self) -> None:
         """Load the weights.
@@ -406,16 +416,15 @@ class EngineLoader(TrackingModelLoader):
         self.fingerprint = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         # Rounding, too, is the original's where its faults are: these random differences grow.
         savings = Savings(values=not self.is_faithful)
-        self._network = Sam2Network(modules, info, device, savings)
         self._engine = Engine(
-            self._network,
+            Sam2Network(modules, info, device, savings),
             fill_hole_area=self.options["fill_hole_area"],
             keep_prompted_masks=not self.is_faithful,
         )
 
     def unload(self) -> None:
         """Free the weights."""
-        self._network, self._engine = None, None
+        self._engine = None
 
     @property
     def is_faithful(self) -> bool:
@@ -461,8 +470,6 @@ class EngineLoader(TrackingModelLoader):
     # -- private -----------------------------------------------------------------------------
 
     def _open(self, height: int, width: int, num_frames: int | None) -> TrackingSession:
-        assert self._engine is not None
-
         def make_track(clock: Clock, spool: Spool) -> Track:
             if not self.can_track:
                 return FrameTrack(self.options, clock)
@@ -472,7 +479,7 @@ class EngineLoader(TrackingModelLoader):
             height,
             width,
             num_frames=num_frames,
-            engine=self._engine,
+            engine=self.engine,
             make_track=make_track,
             clock=self._clock(num_frames),
             resize=self._resize,

@@ -52,4 +52,5 @@ class SAM2LongLoader(EngineLoader):
     }
 
     def _make_track(self, clock: Clock, spool: Spool) -> Track:
-        return Sam2LongTrack(self.options, clock, spool)
+        share = self.engine.network.savings.pathways
+        return Sam2LongTrack(self.options, clock, spool, share=share)
