@@ -30,7 +30,7 @@ from workers.trackers.registry import create_tracking_loader
 from workers.trackers.sam2 import EngineLoader, EngineSession
 
 IMAGE_SIZE = 512
-SMALL_OBJECT_BIAS, SMALL_MASK_BIAS = 0.0, 8.0
+SMALL_OBJECT_BIAS, SMALL_MASK_BIAS = -1.8, 3.0
 
 
 def folder() -> Path:
