@@ -143,8 +143,8 @@ class Case:
     many_frames: int = 500
 
     def config(self, **changes: Any) -> TrackingConfig:
-        checkpoint = self.checkpoint() if callable(self.checkpoint) else self.checkpoint
-        checkpoint = None if checkpoint is None else str(checkpoint)
+        path = self.checkpoint() if callable(self.checkpoint) else self.checkpoint
+        checkpoint = None if path is None else str(path)
         config = TrackingConfig(self.name, device="cpu", checkpoint_path=checkpoint, **self.extra)
         return replace(config, **changes)
 
