@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
-Resize = Literal["bicubic", "bilinear"]
-"""``bicubic``: PIL's, antialiased, as the loader of ``sam2``. ``bilinear``: OpenCV's on bytes, as
-the camera predictor of Gy920/segment-anything-2-real-time."""
+Resize = Literal["bicubic", "bilinear", "smooth"]
+"""``bicubic``: PIL's, antialiased, as the video loader of ``sam2``. ``bilinear``: OpenCV's on
+bytes,
+as Gy920/segment-anything-2-real-time. ``smooth``: bilinear, antialiased, on floating-point numbers,
+as the image predictor of ``sam2``."""
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
@@ -37,18 +39,24 @@ def to_pixels(frame: NDArray[np.uint8], image_size: int, resize: Resize) -> torc
         Normalised by mean and deviation of ImageNet, on the CPU.
     """
     import torch
+    import torch.nn.functional as F  # noqa: N812
 
     size = (image_size, image_size)
+    if resize == "smooth":
+        given = torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1))[None]).float() / 255
+        small = F.interpolate(given, size=size, mode="bilinear", antialias=True)
+        mean, std = (torch.tensor(values)[:, None, None] for values in (_MEAN, _STD))
+        return (small - mean) / std
     if resize == "bicubic":
         from PIL import Image
 
-        small = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
+        resized = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
     else:
         import cv2
 
-        small = np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR))
+        resized = np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR))
     table = _levels()
-    planes = [table[c][small[..., c]] for c in range(3)]
+    planes = [table[c][resized[..., c]] for c in range(3)]
     return torch.from_numpy(np.stack(planes)[None])
 
 

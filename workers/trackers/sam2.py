@@ -482,7 +482,8 @@ class EngineLoader(TrackingModelLoader):
             engine=self.engine,
             make_track=make_track,
             clock=self._clock(num_frames),
-            resize=self._resize,
+            # Single frames are the image predictor's business.
+            resize=self._resize if self.can_track else "smooth",
             fingerprint=self.fingerprint,
         )
 
