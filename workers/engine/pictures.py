@@ -13,9 +13,8 @@ if TYPE_CHECKING:
 
 Resize = Literal["bicubic", "bilinear", "smooth"]
 """``bicubic``: PIL's, antialiased, as the video loader of ``sam2``. ``bilinear``: OpenCV's on
-bytes,
-as Gy920/segment-anything-2-real-time. ``smooth``: bilinear, antialiased, on floating-point numbers,
-as the image predictor of ``sam2``."""
+bytes, as Gy920/segment-anything-2-real-time. ``smooth``: bilinear, antialiased, on floating-point
+numbers, as the image predictor of ``sam2``."""
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
