@@ -33,7 +33,16 @@ from workers.errors import (
     TaskError,
 )
 from workers.logs import RunLog, log_context, process_name
-from workers.messages import Attempt, Phase, Progress, Proposal, TaskFailed, WorkerReady, WorkerSpec
+from workers.messages import (
+    Attempt,
+    Phase,
+    Progress,
+    PromptMode,
+    Proposal,
+    TaskFailed,
+    WorkerReady,
+    WorkerSpec,
+)
 from workers.pipeline import track_video
 from workers.prompts.detector import create_detector
 from workers.sinks.parts import warm_up
@@ -303,6 +312,11 @@ class TrackingWorker:
             if faults.is_out_of_memory(error):
                 raise
             raise ConfigError(str(error)) from error
+        if not loader.can_track and self.spec.prompt_mode is not PromptMode.EVERY_FRAME:
+            raise ConfigError(
+                "this checkpoint can segment frames, not track: give a complete checkpoint, or "
+                "--prompt-mode every_frame"
+            )
         return loader
 
     def _load_detector(self) -> Detector | None:

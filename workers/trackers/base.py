@@ -673,6 +673,11 @@ class TrackingModelLoader(abc.ABC):
         """Whether `load` has run."""
 
     @property
+    def can_track(self) -> bool:
+        """Whether the loaded weights can track; False where they only segment prompted frames."""
+        return True
+
+    @property
     def classes(self) -> Mapping[int, str]:
         """Class names by index, for trackers that detect; empty for the others."""
         return {}

@@ -44,11 +44,17 @@ class TrackerInfo:
 _YOLO_SIZES = ("n", "s", "m", "l", "x")
 _YOLO_NAME = re.compile(r"yolo(?P<family>v8|11|26)(?P<size>[nsmlx]?)seg")
 
+_SAM2_SIZES = ("tiny", "small", "base-plus", "large")
+
 _LOADERS: dict[str, tuple[str, str]] = {
     "flow": ("workers.trackers.flow", "FlowLoader"),
     "yolo11n-seg": ("workers.trackers.yolo", "YOLO11SegLoader"),
     "yolov8n-seg": ("workers.trackers.yolo", "YOLO11SegLoader"),
     "yolo26n-seg": ("workers.trackers.yolo", "YOLO11SegLoader"),
+    "sam2": ("workers.trackers.sam2", "SAM2Loader"),
+    "samurai": ("workers.trackers.samurai", "SAMURAILoader"),
+    "sam2long": ("workers.trackers.sam2long", "SAM2LongLoader"),
+    "sam2-rt": ("workers.trackers.sam2_rt", "SAM2RealtimeLoader"),
     "fake": ("workers.trackers.fake", "FakeLoader"),
 }
 
@@ -83,6 +89,38 @@ TRACKERS: tuple[TrackerInfo, ...] = (
         licence="AGPL-3.0",
         sizes=_YOLO_SIZES,
         aliases=("yolo26seg",),
+    ),
+    TrackerInfo(
+        name="sam2",
+        description="SAM 2.1 (or 2.0) as published: the best mask, the memory of the last frames.",
+        weights="sam2.1_hiera_tiny.pt",
+        licence="Apache-2.0",
+        sizes=_SAM2_SIZES,
+        aliases=("sam2.1",),
+    ),
+    TrackerInfo(
+        name="samurai",
+        description="SAM 2.1 with a motion model that helps to choose the mask, and a memory of "
+        "good frames only.",
+        weights="sam2.1_hiera_tiny.pt",
+        licence="Apache-2.0",
+        sizes=_SAM2_SIZES,
+    ),
+    TrackerInfo(
+        name="sam2long",
+        description="SAM 2.1 that follows several hypotheses per object and decides late: for long "
+        "videos with occlusions.",
+        weights="sam2.1_hiera_tiny.pt",
+        licence="Apache-2.0",
+        sizes=_SAM2_SIZES,
+        aliases=("sam2-long",),
+    ),
+    TrackerInfo(
+        name="sam2-rt",
+        description="SAM 2.1 for cameras: objects are prompted, added and removed while it runs.",
+        weights="sam2.1_hiera_tiny.pt",
+        licence="Apache-2.0",
+        sizes=_SAM2_SIZES,
     ),
     TrackerInfo(
         name="fake",
@@ -160,9 +198,12 @@ def _resolve(name: str) -> tuple[TrackerInfo, str]:
         return replace(info, name=canonical, weights=f"{canonical}.pt"), registered
     for info in TRACKERS:
         if key in {_plain(known) for known in (info.name, *info.aliases)}:
-            if colon:
-                _check_size(name, size, info)
-            return info, info.name
+            if not colon:
+                return info, info.name
+            size = size.replace("_", "-")
+            _check_size(name, size, info)
+            weights = info.weights.replace("tiny", size.replace("-", "_"))
+            return replace(info, name=f"{info.name}:{size}", weights=weights), info.name
     known_names = ", ".join(n for info in TRACKERS for n in (info.name, *info.aliases))
     raise ValueError(f"there is no tracker {name!r}: the trackers are {known_names}")
 

@@ -1,0 +1,387 @@
+"""The numeric steps of a SAM 2 network, each as a batch over objects, without any state.
+
+What becomes of the numbers (which mask is taken, what is remembered) is not decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from workers.engine.attention import MemoryAttention, Savings
+from workers.engine.bank import Recall
+from workers.engine.model import HIDDEN_DIM, MEMORY_DIM, STRIDE, CheckpointInfo
+
+if TYPE_CHECKING:
+    import torch
+
+ABSENT_LOGIT = -1024.0
+"""Mask logit of an object that is not there."""
+_TOKENS_PER_POINTER = HIDDEN_DIM // MEMORY_DIM
+_MASK_SCALE, _MASK_BIAS = 20.0, -10.0
+_ASSUMED_PRESENT = 10.0
+"""Object score of a checkpoint without the head that predicts it."""
+
+
+@dataclass(slots=True)
+class Features:
+    """One picture as the image encoder sees it.
+
+    Attributes
+    ----------
+    vision : Tensor, shape (1, 256, side, side)
+        Features that memories are attended from.
+    fine : list of Tensor, shapes (1, 32, 4 * side, 4 * side) and (1, 64, 2 * side, 2 * side)
+        Features of higher resolution, for the mask decoder.
+    begun : Tensor, shape (1, side * side, 256), or None
+        What the memory attention makes of them before it looks at memories, once it is known.
+    """
+
+    vision: torch.Tensor
+    fine: list[torch.Tensor]
+    begun: torch.Tensor | None = None
+
+
+@dataclass(slots=True)
+class HeadOutput:
+    """What prompt encoder and mask decoder say of B objects.
+
+    Attributes
+    ----------
+    logits : Tensor of float32, shape (B, M, 4 * side, 4 * side)
+        Mask logits of the M candidates.
+    ious : Tensor of float32, shape (B, M)
+        Their predicted IoUs.
+    tokens : Tensor of float32, shape (B, M or 1, 256)
+        Their output tokens.
+    object_logits : Tensor of float32, shape (B,)
+        Object scores.
+    pointer_logits : Tensor of float32, shape (B,)
+        Object scores that decide whether the pointer is that of an object. They differ from the
+        others for prompted masks only, of which the decoder has its own opinion.
+    """
+
+    logits: torch.Tensor
+    ious: torch.Tensor
+    tokens: torch.Tensor
+    object_logits: torch.Tensor
+    pointer_logits: torch.Tensor
+
+
+class Sam2Network:
+    """A loaded SAM 2 network, from Meta's modules.
+
+    Parameters
+    ----------
+    modules : sam2.modeling.sam2_base.SAM2Base
+        Its weights.
+    info : CheckpointInfo
+        What they are.
+    device : torch.device
+        Where to compute.
+    savings : Savings
+        Which exact savings to use.
+    """
+
+    def __init__(
+        self, modules: Any, info: CheckpointInfo, device: torch.device, savings: Savings
+    ) -> None:
+        import torch
+
+        self.info = info
+        self.device = device
+        self.image_size: int = modules.image_size
+        self.side = self.image_size // STRIDE
+        self.savings = savings
+        self._modules = modules.to(device)
+        with torch.inference_mode():
+            grid = torch.zeros(1, 1, self.side, self.side, device=device)
+            picture_position = modules.image_encoder.neck.position_encoding(grid)
+            memory_position = modules.memory_encoder.position_encoding(grid)
+            self._attention = MemoryAttention(
+                modules.memory_attention,
+                self.side,
+                picture_position.flatten(2).transpose(1, 2),
+                savings,
+            )
+            self._memory_position = memory_position[0].flatten(1).T
+            self._dense_position = modules.sam_prompt_encoder.get_dense_pe()
+            self._no_prompt = self._encode_prompts(None, None, 1)
+
+    def use_savings(self, savings: Savings) -> None:
+        """Use these savings from now on."""
+        self.savings = savings
+        self._attention.savings = savings
+
+    # -- the picture -------------------------------------------------------------------------
+
+    def encode_images(self, pixels: torch.Tensor) -> list[Features]:
+        """Encode pictures, which depends on nothing but themselves.
+
+        Parameters
+        ----------
+        pixels : Tensor of float32, shape (N, 3, image_size, image_size)
+            Normalised pictures.
+
+        Returns
+        -------
+        list of Features
+            One per picture.
+        """
+        decoder = self._modules.sam_mask_decoder
+        levels = self._modules.image_encoder(pixels.to(self.device))["backbone_fpn"]
+        fine = decoder.conv_s0(levels[0]), decoder.conv_s1(levels[1])
+        return [
+            Features(levels[2][i : i + 1], [level[i : i + 1] for level in fine])
+            for i in range(len(pixels))
+        ]
+
+    def without_memory(self, features: Features) -> torch.Tensor:
+        """Return the features as a prompted frame sees them, shape (1, 256, side, side)."""
+        return features.vision + self._modules.no_mem_embed.reshape(1, -1, 1, 1)
+
+    # -- memory ------------------------------------------------------------------------------
+
+    def condition(self, features: Features, recalls: Sequence[Recall]) -> torch.Tensor:
+        """Let each track see the picture through its memories.
+
+        Parameters
+        ----------
+        features : Features
+            The picture.
+        recalls : sequence of Recall
+            One per track, all of one signature.
+
+        Returns
+        -------
+        Tensor, shape (B, 256, side, side)
+            Conditioned features.
+        """
+        import torch
+
+        tokens = [self._tokens(recall) for recall in recalls]
+        values = torch.stack([value for value, _ in tokens])
+        keys = torch.stack([key for _, key in tokens])
+        num_pointer_tokens = len(recalls[0].pointers) * _TOKENS_PER_POINTER
+        begun = features.begun
+        if begun is None:
+            begun = self._attention.begin(features.vision)
+        if self.savings.first_attention:
+            features.begun = begun
+        return self._attention(begun, values, keys, num_pointer_tokens)
+
+    def _tokens(self, recall: Recall) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what a recall attends to, and the keys of that, both of shape (L, 64)."""
+        import torch
+
+        ages = self._modules.maskmem_tpos_enc[:, 0, 0]
+        values, keys = [], []
+        factors = recall.memory_factors or [1.0] * len(recall.memories)
+        for (entry, rank), factor in zip(recall.memories, factors, strict=True):
+            assert entry.memory is not None
+            memory = entry.memory.float()
+            key = memory + (self._memory_position + ages[rank])
+            values.append(memory)
+            keys.append(key if factor == 1 else key * factor)
+        if recall.pointers:
+            pointers = torch.stack([entry.pointer for entry, _ in recall.pointers])
+            pointers = pointers.reshape(-1, MEMORY_DIM)
+            key = pointers
+            if self.info.version != "2.0":
+                distances = [distance / recall.max_distance for _, distance in recall.pointers]
+                codes = self._modules.obj_ptr_tpos_proj(self._distance_code(distances))
+                key = key + codes.repeat_interleave(_TOKENS_PER_POINTER, 0)
+            if recall.pointer_factors is not None:
+                scales = torch.tensor(recall.pointer_factors, device=self.device)
+                key = key * scales.repeat_interleave(_TOKENS_PER_POINTER)[:, None]
+            values.append(pointers)
+            keys.append(key)
+        return torch.cat(values), torch.cat(keys)
+
+    def _distance_code(self, distances: Sequence[float]) -> torch.Tensor:
+        """Return the sine code of temporal distances, shape (n, 256)."""
+        import torch
+        from sam2.modeling.sam2_utils import get_1d_sine_pe
+
+        return get_1d_sine_pe(torch.tensor(distances, device=self.device), dim=HIDDEN_DIM)
+
+    def memorise(
+        self,
+        features: Features,
+        logits: torch.Tensor,
+        object_logits: torch.Tensor,
+        *,
+        binary: bool,
+        num_enlarged: int = 1,
+    ) -> torch.Tensor:
+        """Encode masks into spatial memories.
+
+        Parameters
+        ----------
+        features : Features
+            The picture.
+        logits : Tensor, shape (B, 4 * side, 4 * side)
+            Masks.
+        object_logits : Tensor, shape (B,)
+            Object scores; at or below 0 the memory says that the object is hidden.
+        binary : bool
+            Take the mask instead of its probabilities, as on prompted frames.
+        num_enlarged : int
+            Masks that are enlarged together, which changes nothing but the last bits.
+
+        Returns
+        -------
+        Tensor of bfloat16, shape (B, side * side, 64)
+            Memories, rounded as the originals store them.
+        """
+        import torch
+
+        # The library rounds one channel differently from three, and rounding to bfloat16 makes it
+        # visible: the originals enlarge three candidates and take one, except on prompted frames.
+        masks = self.enlarge(logits[:, None].expand(-1, num_enlarged, -1, -1))[:, :1]
+        probabilities = (masks > 0).float() if binary else torch.sigmoid(masks)
+        # In this memory layout the convolutions round as they do for the originals; in the other
+        # one many values would fall on the other side when they are rounded to bfloat16.
+        vision = features.vision.contiguous()
+        encoded = self._modules.memory_encoder(
+            vision, probabilities * _MASK_SCALE + _MASK_BIAS, skip_mask_sigmoid=True
+        )["vision_features"]
+        hidden_code = self._modules.no_obj_embed_spatial
+        if hidden_code is not None:
+            hidden = (object_logits <= 0).float()[:, None, None, None]
+            encoded = encoded + hidden * hidden_code[..., None, None]
+        return encoded.flatten(2).transpose(1, 2).to(torch.bfloat16)
+
+    # -- masks -------------------------------------------------------------------------------
+
+    def decode(
+        self,
+        conditioned: torch.Tensor,
+        features: Features,
+        *,
+        points: tuple[torch.Tensor, torch.Tensor] | None = None,
+        mask: torch.Tensor | None = None,
+        multimask: bool = True,
+    ) -> HeadOutput:
+        """Run the prompt encoder and the mask decoder.
+
+        Parameters
+        ----------
+        conditioned : Tensor, shape (B, 256, side, side)
+            The picture as each track sees it; B may be 1 for all.
+        features : Features
+            The picture.
+        points : tuple of Tensor, shapes (B, P, 2) and (B, P), optional
+            Points in pixels of the model's picture, and labels: 1 foreground, 0 background, 2 and
+            3 the corners of a box.
+        mask : Tensor, shape (B, 1, 4 * side, 4 * side), optional
+            Dense prompt.
+        multimask : bool
+            Offer three candidates instead of one.
+
+        Returns
+        -------
+        HeadOutput
+            For B objects.
+        """
+        num = max(len(conditioned), 0 if points is None else len(points[0]))
+        if points is None and mask is None and self.savings.no_prompt:
+            sparse, dense = (code.expand(num, *code.shape[1:]) for code in self._no_prompt)
+        else:
+            sparse, dense = self._encode_prompts(points, mask, num)
+        decoder = self._modules.sam_mask_decoder
+        logits, ious, tokens, object_logits = decoder(
+            image_embeddings=conditioned.expand(num, -1, -1, -1),
+            image_pe=self._dense_position,
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=multimask,
+            repeat_image=False,
+            high_res_features=features.fine,
+        )
+        if not self.info.has_memory:
+            object_logits = object_logits.new_full(object_logits.shape, _ASSUMED_PRESENT)
+        scores = object_logits[:, 0].float()
+        return HeadOutput(logits.float(), ious.float(), tokens, scores, scores)
+
+    def decode_mask(self, masks: torch.Tensor, features: Features) -> HeadOutput:
+        """Take masks as they are, and look at the picture for their tokens only.
+
+        Parameters
+        ----------
+        masks : Tensor of float32, shape (B, 1, image_size, image_size)
+            0 or 1.
+        features : Features
+            The picture.
+
+        Returns
+        -------
+        HeadOutput
+            One candidate each, of IoU 1; the object score says whether the mask is empty.
+        """
+        import torch
+        import torch.nn.functional as F  # noqa: N812
+
+        logits = F.interpolate(
+            masks * _MASK_SCALE + _MASK_BIAS,
+            size=(4 * self.side, 4 * self.side),
+            mode="bilinear",
+            antialias=True,
+        )
+        present = masks.flatten(1).any(1)
+        object_logits = present.float() * _MASK_SCALE + _MASK_BIAS
+        tokens = features.vision.new_zeros(len(masks), 1, HIDDEN_DIM)
+        pointer_logits = object_logits
+        if self.info.has_memory:
+            heads = self.decode(
+                features.vision.expand(len(masks), -1, -1, -1),
+                features,
+                mask=self._modules.mask_downsample(masks),
+                multimask=False,
+            )
+            tokens = heads.tokens
+            pointer_logits = torch.where(present, heads.object_logits, ABSENT_LOGIT)
+        ious = torch.ones(len(masks), 1, device=self.device)
+        return HeadOutput(logits, ious, tokens, object_logits, pointer_logits)
+
+    def point(self, tokens: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """Turn output tokens into object pointers.
+
+        Parameters
+        ----------
+        tokens : Tensor, shape (B, 256)
+            Of the candidates that were taken.
+        present : Tensor of bool, shape (B,)
+            Where False the pointer says that there is no object.
+
+        Returns
+        -------
+        Tensor of float32, shape (B, 256)
+            Pointers.
+        """
+        gate = present.float()[:, None]
+        return gate * self._modules.obj_ptr_proj(tokens) + (1 - gate) * self._modules.no_obj_ptr
+
+    def enlarge(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return logits of shape (B, M, h, w) at the size of the model's picture."""
+        import torch.nn.functional as F  # noqa: N812
+
+        return F.interpolate(logits, size=(self.image_size, self.image_size), mode="bilinear")
+
+    def _encode_prompts(
+        self,
+        points: tuple[torch.Tensor, torch.Tensor] | None,
+        mask: torch.Tensor | None,
+        num: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
+        if points is None:
+            # Nothing is said by a point that is none.
+            points = (
+                torch.zeros(num, 1, 2, device=self.device),
+                torch.full((num, 1), -1, dtype=torch.int32, device=self.device),
+            )
+        sparse, dense = self._modules.sam_prompt_encoder(points=points, boxes=None, masks=mask)
+        return sparse, dense

@@ -1,0 +1,530 @@
+"""SAM 2 and 2.1, and what all trackers built on their networks share.
+
+A session translates: frames and prompts in pixels of the video go to the engine, which knows
+neither videos nor ids; what the engine decides comes back as frames in order. Which masks are taken
+and what is remembered is the policy's, one `Track` per object.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers import rle
+from workers.engine import archive
+from workers.engine.bank import Clock, Sighting
+from workers.engine.lineage import Spool
+from workers.engine.model import IMAGE_SIZE_STEP, MODEL_IMAGE_SIZE, load_network
+from workers.engine.pictures import Resize, to_pixels
+from workers.engine.policies.base import Decided, Track
+from workers.engine.policies.frames import FrameTrack
+from workers.engine.policies.sam2 import Sam2Track
+from workers.engine.tracking import Engine, FramePrompt
+from workers.trackers.base import (
+    SessionPrompt,
+    TrackingConfig,
+    TrackingFrame,
+    TrackingMask,
+    TrackingModelLoader,
+    TrackingResult,
+    TrackingSession,
+    UInt8Array,
+    check_options,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+SHARED_OPTIONS: Mapping[str, Any] = {
+    "compat": "none",
+    "fill_hole_area": 0,
+    "max_cond_frames_in_attn": -1,
+}
+"""Options of every tracker on a SAM 2 network.
+
+* ``compat``: ``original`` reproduces the faults of the published program, ``none`` does not.
+* ``fill_hole_area``: holes of a mask of up to so many pixels of the low-resolution mask are filled;
+  0 for none, which is how the published package behaves without its compiled extension.
+* ``max_cond_frames_in_attn``: prompted frames that are attended to, the newest ones; -1 for all.
+  Memory then grows by half a MiB (at 1024 pixels) with every frame on which an object is prompted.
+"""
+
+OPTIONS = SHARED_OPTIONS
+
+ALGORITHM = "sam2-engine-1"
+"""Changes whenever results change; part of every snapshot's fingerprint."""
+
+_COMPAT = ("none", "original")
+TrackFactory = Callable[[Clock, Spool], Track]
+
+
+@dataclass(slots=True)
+class _OpenFrame:
+    """A stepped frame that is not yet final for all of its objects.
+
+    Attributes
+    ----------
+    step, label : int
+        When it was stepped, and its ``frame_idx``.
+    elapsed_s : float
+        Time spent on it.
+    sightings : dict of int to Sighting or None
+        Every object that was live then; None where it is undecided.
+    waiting : dict of int to bytes or tuple
+        Masks of decided objects, in the spool while others are undecided.
+    """
+
+    step: int
+    label: int
+    elapsed_s: float
+    sightings: dict[int, Sighting | None]
+    waiting: dict[int, Any] = field(default_factory=dict)
+
+
+class EngineSession(TrackingSession):
+    """One video on a SAM 2 network.
+
+    Parameters
+    ----------
+    height, width : int
+        Size of every frame in pixels.
+    num_frames : int or None
+        Length of the video; it sets the scale of temporal distances.
+    engine : Engine
+        The network and what is common to all policies.
+    make_track : callable
+        Makes the track of a new object.
+    clock : Clock
+        How time is told.
+    resize : str
+        How frames become the network's picture.
+    fingerprint : str
+        Digest of weights and settings.
+    """
+
+    kind: ClassVar[str] = "sam2"
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        *,
+        num_frames: int | None,
+        engine: Engine,
+        make_track: TrackFactory,
+        clock: Clock,
+        resize: Resize,
+        fingerprint: str,
+    ) -> None:
+        super().__init__(height, width, num_frames=num_frames)
+        self._engine = engine
+        self._make_track = make_track
+        self._clock = clock
+        self._resize: Resize = resize
+        self._digest = fingerprint
+        self._spool = Spool()
+        self._undecided: deque[_OpenFrame] = deque()
+        self.tracks: dict[int, Track] = {}
+        """The policy's view of every live object."""
+
+    # -- one frame ---------------------------------------------------------------------------
+
+    def _advance(
+        self, frame: UInt8Array, frame_idx: int, prompts: Sequence[SessionPrompt]
+    ) -> list[TrackingFrame]:
+        start = time.perf_counter()
+        step = self.num_steps - 1
+        for object_id in self.object_ids:
+            if object_id not in self.tracks:
+                self.tracks[object_id] = self._make_track(self._clock, self._spool)
+        decided: dict[int, Decided] = {}
+        if self.tracks:
+            pixels = to_pixels(frame, self._engine.network.image_size, self._resize)
+            # In the order of ids, so that the order of prompts cannot matter.
+            decided = self._engine.step(
+                pixels,
+                step,
+                dict(sorted(self.tracks.items())),
+                self._frame_prompts(prompts),
+                (self.height, self.width),
+            )
+        elapsed_s = time.perf_counter() - start
+        self._undecided.append(_OpenFrame(step, frame_idx, elapsed_s, dict.fromkeys(self.tracks)))
+        seen: dict[int, Sighting | None] = {i: t.latest for i, t in self.tracks.items()}
+        self._latest = self._shown(_OpenFrame(step, frame_idx, elapsed_s, seen))
+        return self._settle(decided)
+
+    def _frame_prompts(self, prompts: Sequence[SessionPrompt]) -> dict[int, FramePrompt]:
+        """Return what is prompted of each object, in pixels of the model's picture.
+
+        A mask says all there is to say; of several boxes the last one counts.
+        """
+        by_object: dict[int, list[SessionPrompt]] = {}
+        for prompt in prompts:
+            by_object.setdefault(prompt.object_id, []).append(prompt)
+        return {i: self._combined(of_object) for i, of_object in sorted(by_object.items())}
+
+    def _combined(self, prompts: Sequence[SessionPrompt]) -> FramePrompt:
+        box, mask = None, None
+        points = [np.zeros((0, 2))]
+        labels = [np.zeros(0, np.int32)]
+        for prompt in prompts:
+            if prompt.mask is not None:
+                mask = prompt.mask
+            elif prompt.box_xyxy is not None:
+                box = prompt.box_xyxy
+            else:
+                assert prompt.points_xy is not None
+                assert prompt.point_labels is not None
+                points.append(prompt.points_xy)
+                labels.append(prompt.point_labels.astype(np.int32))
+        if box is not None:
+            points.insert(0, box.reshape(2, 2))
+            labels.insert(0, np.array([2, 3], np.int32))
+        # In float32 and in this order, as the originals compute it.
+        image_size = np.float32(self._engine.network.image_size)
+        size = np.array([self.width, self.height], np.float32)
+        scaled = np.concatenate(points).astype(np.float32) / size * image_size
+        return FramePrompt(
+            points_xy=scaled,
+            labels=np.concatenate(labels),
+            box_xyxy=None if box is None else scaled[:2].astype(np.float64).reshape(4),
+            mask=mask,
+        )
+
+    # -- what comes out ----------------------------------------------------------------------
+
+    def _settle(self, decided: Mapping[int, Decided]) -> list[TrackingFrame]:
+        """Take in what was decided and return the frames that are final."""
+        if not self._undecided:
+            return []
+        first = self._undecided[0].step
+        for object_id, frames in decided.items():
+            for step, sighting in frames:
+                self._undecided[step - first].sightings[object_id] = sighting
+        final = []
+        while self._undecided and None not in self._undecided[0].sightings.values():
+            final.append(self._shown(self._undecided.popleft()))
+        first = self._undecided[0].step if self._undecided else 0
+        for frames in decided.values():
+            for step, _ in frames:
+                if self._undecided and step >= first:
+                    self._store(self._undecided[step - first])
+        return final
+
+    def _store(self, frame: _OpenFrame) -> None:
+        """Put the masks of a frame that others still wait for into the spool."""
+        for object_id, sighting in frame.sightings.items():
+            if sighting is not None and sighting.mask is not None:
+                frame.waiting[object_id] = self._spool.put(rle.encode(sighting.mask))
+                frame.sightings[object_id] = Sighting(sighting.confidence, None)
+
+    def _shown(self, frame: _OpenFrame) -> TrackingFrame:
+        """Return a frame as the user sees it."""
+        masks = []
+        for object_id, sighting in sorted(frame.sightings.items()):
+            mask = sighting.mask if sighting is not None else None
+            if object_id in frame.waiting:
+                kept = frame.waiting[object_id]
+                mask = rle.decode(self._spool.get(kept), self.height, self.width)
+                self._spool.drop(kept)
+            if mask is not None and sighting is not None:
+                masks.append(TrackingMask(mask, sighting.confidence, object_id))
+        present = {mask.object_id for mask in masks}
+        occlusions = {i: i not in present for i in sorted(frame.sightings)}
+        return TrackingFrame(frame.label, masks, occlusions, frame.elapsed_s)
+
+    def _is_idle(self) -> bool:
+        return not self._undecided
+
+    def _flush(self) -> list[TrackingFrame]:
+        return self._settle({i: track.finish() for i, track in self.tracks.items()})
+
+    def _forget(self, object_id: int) -> None:
+        track = self.tracks.pop(object_id, None)
+        if track is None or not self._undecided:
+            return
+        # It was there on the frames before: they are decided for its best hypothesis.
+        first = self._undecided[0].step
+        for step, sighting in track.finish():
+            self._undecided[step - first].sightings[object_id] = sighting
+            self._store(self._undecided[step - first])
+
+    def close(self) -> None:
+        """Free the session's memory; it cannot be used afterwards."""
+        self._undecided.clear()
+        super().close()
+        self.tracks.clear()
+        self._spool.close()
+
+    # -- snapshots ---------------------------------------------------------------------------
+
+    def _get_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        arrays, plain = archive.pack(
+            {
+                "tracks": {str(i): track.get_state() for i, track in self.tracks.items()},
+                "open": [
+                    [
+                        frame.step,
+                        frame.label,
+                        frame.elapsed_s,
+                        {str(i): s and [s.confidence] for i, s in frame.sightings.items()},
+                        {str(i): self._spool.get(kept) for i, kept in frame.waiting.items()},
+                    ]
+                    for frame in self._undecided
+                ],
+            }
+        )
+        return arrays, {"engine": plain}
+
+    def _set_state(self, arrays: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> None:
+        state = archive.unpack(arrays, header["engine"], self._engine.network.device)
+        self.tracks = {}
+        for object_id, of_object in state["tracks"].items():
+            self.tracks[int(object_id)] = self._make_track(self._clock, self._spool)
+            self.tracks[int(object_id)].set_state(of_object)
+        self._undecided.clear()
+        for step, label, elapsed_s, sightings, waiting in state["open"]:
+            frame = _OpenFrame(step, label, elapsed_s, {})
+            for object_id, values in sightings.items():
+                frame.sightings[int(object_id)] = values and Sighting(values[0], None)
+            for object_id, counts in waiting.items():
+                frame.waiting[int(object_id)] = self._spool.put(counts)
+            self._undecided.append(frame)
+
+    def _fingerprint(self) -> str:
+        return self._digest
+
+
+class EngineLoader(TrackingModelLoader):
+    """A tracker on a SAM 2 network.
+
+    Parameters
+    ----------
+    config : TrackingConfig
+        ``checkpoint_path`` is the local file, an official ``.pt`` or the same tensors as
+        ``.safetensors``; without it the official file name of the size in ``cache_dir``.
+        ``image_size`` is a multiple of 32; the official checkpoints know 1024.
+
+    Raises
+    ------
+    ValueError
+        An option is unknown or out of range, or the image size or dtype cannot be had.
+    """
+
+    family: ClassVar[str]
+    """Registered name, without a size."""
+    allowed: ClassVar[Mapping[str, Any]]
+    """Options and their defaults."""
+    _bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}
+
+    def __init__(self, config: TrackingConfig) -> None:
+        super().__init__(config)
+        self.options: dict[str, Any] = check_options(self.family, config.options, self.allowed)
+        bounds = {"fill_hole_area": (0, float("inf"))} | dict(self._bounds)
+        for name, (least, most) in bounds.items():
+            # Written this way round, NaN is refused too.
+            if name in self.options and not least <= self.options[name] <= most:
+                limits = f"at least {least}" if most == float("inf") else f"in {least}..{most}"
+                raise ValueError(
+                    f"option {name} of tracker {self.family} must be {limits}, got "
+                    f"{self.options[name]}"
+                )
+        if self.options["compat"] not in _COMPAT:
+            raise ValueError(
+                f"option compat of tracker {self.family} must be one of {', '.join(_COMPAT)}, got "
+                f"{self.options['compat']!r}"
+            )
+        limit = self.options["max_cond_frames_in_attn"]
+        if limit != -1 and limit < 1:
+            raise ValueError(
+                f"option max_cond_frames_in_attn of tracker {self.family} must be -1 for all, or "
+                f"at least 1, got {limit}"
+            )
+        size = config.image_size
+        if size is not None and (size < 2 * IMAGE_SIZE_STEP or size % IMAGE_SIZE_STEP):
+            raise ValueError(
+                f"the image size of tracker {self.family} must be a multiple of {IMAGE_SIZE_STEP} "
+                f"from {2 * IMAGE_SIZE_STEP} on, got {size}"
+            )
+        if config.dtype not in (None, "float32"):
+            raise ValueError(f"tracker {self.family} computes in float32, not in {config.dtype}")
+        self.fingerprint = ""
+        """Digest of the weights and of every setting that changes masks; empty before `load`."""
+        self._engine: Engine | None = None
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether `load` has run."""
+        return self._engine is not None
+
+    @property
+    def engine(self) -> Engine:
+        """The engine on the loaded network.
+
+        Raises
+        ------
+        RuntimeError
+            Nothing is loaded.
+        """
+        self._check_loaded()
+        assert self._engine is not None
+        return self._engine
+
+    @property
+    def can_track(self) -> bool:
+        """Whether the loaded checkpoint has a memory; one without can segment frames only."""
+        return self._engine is None or self._engine.network.info.has_memory
+
+    def load(self) -> None:
+        """Load the weights.
+
+        Raises
+        ------
+        RuntimeError
+            The weights are missing, truncated, of another size or no SAM 2 checkpoint, or the
+            package ``sam2`` or the device is not there.
+        """
+        from workers.engine.adapter import Sam2Network
+        from workers.engine.attention import Savings
+        from workers.weights import file_sha256
+
+        device = _device(self.config.device)
+        path = self._checkpoint()
+        image_size = self.config.image_size or MODEL_IMAGE_SIZE
+        size = self.config.model_id.partition(":")[2] or None
+        modules, info = load_network(path, image_size, size=size)
+        self._adapt_options(info.size)
+        settings = {
+            "algorithm": ALGORITHM,
+            "tracker": self.family,
+            "sha256": file_sha256(path),
+            "image_size": image_size,
+            "options": self.options,
+        }
+        text = json.dumps(settings, sort_keys=True)
+        self.fingerprint = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        # Rounding, too, is the original's where its faults are: these random differences grow.
+        savings = Savings(values=not self.is_faithful)
+        self._engine = Engine(
+            Sam2Network(modules, info, device, savings),
+            fill_hole_area=self.options["fill_hole_area"],
+            keep_prompted_masks=not self.is_faithful,
+        )
+
+    def unload(self) -> None:
+        """Free the weights."""
+        self._engine = None
+
+    @property
+    def is_faithful(self) -> bool:
+        """Whether the original's faults are reproduced."""
+        return bool(self.options["compat"] == "original")
+
+    def track(
+        self,
+        frames: Sequence[Image.Image],
+        initial_masks: Sequence[Any],
+        object_ids: Sequence[int],
+    ) -> TrackingResult:
+        """Track objects from their masks on the first frame, as `TrackingModelLoader.track`.
+
+        Raises
+        ------
+        RuntimeError
+            The checkpoint can segment frames, not track.
+        """
+        if not self.can_track:
+            raise RuntimeError(
+                "this checkpoint can segment frames, not track: it has no memory; give a complete "
+                "checkpoint, or prompt every frame"
+            )
+        return super().track(frames, initial_masks, object_ids)
+
+    # -- what a family says ------------------------------------------------------------------
+
+    def _make_track(self, clock: Clock, spool: Spool) -> Track:
+        """Return the track of a new object."""
+        raise NotImplementedError
+
+    def _clock(self, num_frames: int | None) -> Clock:
+        return Clock(num_frames)
+
+    @property
+    def _resize(self) -> Resize:
+        return "bicubic"
+
+    def _adapt_options(self, size: str) -> None:
+        """Set the defaults that depend on the size of the network."""
+
+    # -- private -----------------------------------------------------------------------------
+
+    def _open(self, height: int, width: int, num_frames: int | None) -> TrackingSession:
+        def make_track(clock: Clock, spool: Spool) -> Track:
+            if not self.can_track:
+                return FrameTrack(self.options, clock)
+            return self._make_track(clock, spool)
+
+        return EngineSession(
+            height,
+            width,
+            num_frames=num_frames,
+            engine=self.engine,
+            make_track=make_track,
+            clock=self._clock(num_frames),
+            # Single frames are the image predictor's business.
+            resize=self._resize if self.can_track else "smooth",
+            fingerprint=self.fingerprint,
+        )
+
+    def _checkpoint(self) -> str:
+        """Return the path of the weights."""
+        config = self.config
+        if config.checkpoint_path is not None:
+            return config.checkpoint_path
+        name = checkpoint_name(config.model_id.partition(":")[2] or "tiny")
+        if config.cache_dir is not None:
+            return str(Path(config.cache_dir) / name)
+        raise RuntimeError(
+            f"tracker {config.model_id} needs its weights, which are not downloaded for you: give "
+            f"the checkpoint {name}"
+        )
+
+
+class SAM2Loader(EngineLoader):
+    """SAM 2 and 2.1 as published; the version is the checkpoint's. Options: `OPTIONS`."""
+
+    family: ClassVar[str] = "sam2"
+    allowed: ClassVar[Mapping[str, Any]] = OPTIONS
+
+    def _make_track(self, clock: Clock, spool: Spool) -> Track:
+        return Sam2Track(self.options, clock)
+
+
+def checkpoint_name(size: str) -> str:
+    """Return the official file name of the SAM 2.1 weights of a size."""
+    return f"sam2.1_hiera_{size.replace('-', '_')}.pt"
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RuntimeError(f"there is no device {name!r}: use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RuntimeError(f"device {name} is not there: use cpu, or a machine with a GPU")
+    return device
