@@ -242,7 +242,7 @@ class _Run:
         self.interrupted = False
         self.give_up_at_s = math.inf
         self.num_committed = self.num_quarantined = self.num_retries = 0
-        self.num_frames = self.num_masks = 0
+        self.num_frames = self.num_masks = self.num_empty = 0
         self.stage_seconds: defaultdict[str, float] = defaultdict(float)
         self.start_s = self.status_s = self.published_s = self.clock()
 
@@ -268,7 +268,18 @@ class _Run:
 
     def warnings(self) -> tuple[str, ...]:
         """Return what does not stop the run but should be known."""
-        return (*self.inputs.corpus.warnings, *self.inputs.prompts.warnings)
+        found = [*self.inputs.corpus.warnings, *self.inputs.prompts.warnings]
+        if self.plan.num_changed:
+            found.append(
+                f"{self.plan.num_changed} committed videos are tracked again, because their "
+                f"source, range, stride or prompts changed: their older rows are replaced"
+            )
+        if self.num_empty:
+            found.append(
+                f"{self.num_empty} of {self.num_committed} committed videos have no object: "
+                f"nothing was detected in them, or they were not prompted"
+            )
+        return tuple(found)
 
     def release(self, kinds: frozenset[FailureKind] | None) -> NDArray[np.int64]:
         """Take videos of this corpus out of quarantine; return their keys."""
@@ -559,6 +570,7 @@ class _Run:
         self.num_committed += 1
         self.num_frames += num_frames
         self.num_masks += int(under_way.commit.video["num_masks"])
+        self.num_empty += not under_way.commit.video["num_objects"]
         for stats in under_way.commit.stages:
             self.stage_seconds[stats.stage.value] += stats.busy_s
         self.show_worker(under_way.worker_id)

@@ -68,6 +68,9 @@ class Plan:
         Videos known to be unusable.
     num_committed, num_quarantined : int
         Videos of the corpus that the log already settled.
+    num_changed : int
+        Videos left that are committed with another source, range, stride or prompts: what is
+        tracked now replaces their rows.
     num_frames : ndarray of int64, shape (videos,)
         Frames per corpus row, guessed from the size where unknown.
     """
@@ -78,6 +81,7 @@ class Plan:
     invalid: tuple[InvalidTask, ...]
     num_committed: int
     num_quarantined: int
+    num_changed: int
     num_frames: NDArray[np.int64]
 
     @property
@@ -177,6 +181,7 @@ def make_plan(
     corpus, prompts = inputs.corpus, inputs.prompts
     keys = corpus.keys
     settled = np.zeros(len(corpus), bool)
+    changed = np.zeros(len(corpus), bool)
     num_committed = num_quarantined = 0
     if state is not None and len(corpus):
         known, states = state.lookup(keys)
@@ -186,6 +191,7 @@ def make_plan(
         quarantined = same[states[same] == TaskState.QUARANTINED]
         num_committed, num_quarantined = len(committed), len(quarantined)
         settled[committed] = settled[quarantined] = True
+        changed = (states == TaskState.COMMITTED) & ~settled
     if only is not None:
         settled |= ~np.isin(keys, only)
     faults = _faults(corpus, prompts, config, settled)
@@ -204,7 +210,16 @@ def make_plan(
     num_frames = _frame_counts(corpus, counts)
     left = np.flatnonzero(~settled)
     order = left[np.argsort(-num_frames[left], kind="stable")]
-    return Plan(corpus, prompts, order, tuple(invalid), num_committed, num_quarantined, num_frames)
+    return Plan(
+        corpus,
+        prompts,
+        order,
+        tuple(invalid),
+        num_committed,
+        num_quarantined,
+        int(np.count_nonzero(changed[left])),
+        num_frames,
+    )
 
 
 def _identities(corpus: Corpus, prompts: RunPrompts, rows: NDArray[np.int64]) -> NDArray[np.int64]:

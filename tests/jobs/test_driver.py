@@ -6,6 +6,7 @@
 * A committed video whose files were damaged in staging is not counted as committed: exit code 1
   and a sentence; the same command again tracks it.
 * The run is described in `runs`, `workers` and the log lines, its failures too.
+* Videos that are tracked again because they changed are told, and so are videos without objects.
 * An error that ends the run leaves a closed log with what was committed, and log lines.
 * A worker that gets stuck is replaced, and only the stuck video is said to have been stuck.
 """
@@ -28,6 +29,7 @@ from jobs.publication import Publisher
 from jobs.threads import ThreadPool
 from tests.datasets import assert_whole, read_table
 from tests.e2e.corpora import write_corpus
+from tests.media import write_video
 from workers.errors import StoreError
 from workers.messages import WorkerSpec
 from workers.storage import open_store
@@ -57,6 +59,7 @@ class Place:
         paths: tuple[str, ...] = (),
         options: dict[str, Any] | None = None,
         pool: dict[str, Any] | None = None,
+        prompts: dict[str, Any] | None = None,
         make: Callable[[WorkerSpec], ThreadPool] | None = None,
         **more: Any,
     ) -> RunSummary:
@@ -65,7 +68,7 @@ class Place:
                 "corpus": {"paths": paths or (str(self.corpus),)},
                 "out": {"uri": str(self.out)},
                 "tracker": {"name": "fake", "options": options or {}},
-                "prompts": {"file": str(self.corpus.parent / "prompts.jsonl")},
+                "prompts": {"file": str(self.corpus.parent / "prompts.jsonl")} | (prompts or {}),
                 "pool": pool or {},
             }
         )
@@ -140,6 +143,20 @@ def test_damaged_parts_are_work_again(place: Place, monkeypatch: pytest.MonkeyPa
     summary = place.run()
     assert (summary.exit_code, summary.num_committed) == (0, 1)
     assert_whole(place.out, place.frames)
+
+
+def test_replaced_and_empty_videos_are_told(place: Place) -> None:
+    place.run()
+    write_video(place.corpus / "clip-001.mp4", num_frames=11)
+    summary = place.run()
+    assert summary.num_committed == 1
+    assert any(text.startswith("1 committed videos are tracked again") for text in summary.warnings)
+    assert_whole(place.out, place.frames | {"clip-001.mp4": 11})
+
+    write_video(place.corpus / "new.mp4", num_frames=3)
+    summary = place.run(prompts={"allow_unprompted": True})
+    assert (summary.exit_code, summary.num_committed) == (0, 1)
+    assert any("1 of 1 committed videos have no object" in text for text in summary.warnings)
 
 
 def test_an_error_leaves_a_closed_log(place: Place) -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from tests.media import shared_dir
 from workers import rle
-from workers.errors import InputError
+from workers.errors import ConfigError, InputError
 from workers.messages import Prompt, PromptMode
 from workers.prompts.folder import folder_digests, read_folder
 
@@ -206,3 +206,10 @@ def test_real_annotations() -> None:
     assert first == prompts[0]
     truth = np.asarray(Image.open(min(masks.iterdir())))
     assert np.array_equal(decoded(first), truth > 0)
+
+
+def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "missing", tmp_path / "empty"):
+        with pytest.raises(ConfigError, match="does not exist or holds no"):
+            folder_digests(str(folder))

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers import rle
-from workers.errors import InputError
+from workers.errors import ConfigError, InputError
 from workers.messages import Prompt, PromptMode, StoreOptions
 from workers.storage import open_store
 
@@ -121,6 +121,11 @@ def folder_digests(root_uri: str, options: StoreOptions | None = None) -> dict[s
     dict of str to str
         32 hex digits over names and etags (else sizes and times), by the path of the video's
         folder below the root. Videos without a picture are left out.
+
+    Raises
+    ------
+    ConfigError
+        The folder does not exist, or holds no picture at all.
     """
     hashes: dict[str, Any] = {}
     for stat in open_store(root_uri, options).list(""):
@@ -131,6 +136,11 @@ def folder_digests(root_uri: str, options: StoreOptions | None = None) -> dict[s
             hashes[video] = hashlib.blake2b(digest_size=16)
         # Listings come ordered by key, so the order within a video is always the same.
         hashes[video].update(f"{name}\0{stat.identity()}\n".encode("utf-8", "surrogateescape"))
+    if not hashes:
+        raise ConfigError(
+            f"the prompts folder {root_uri} does not exist or holds no {ENDING} picture in "
+            f"a folder per video: correct the path, or put pictures at VIDEO/FRAME{ENDING} below it"
+        )
     return {video: found.hexdigest() for video, found in hashes.items()}
 
 
