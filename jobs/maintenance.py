@@ -56,6 +56,11 @@ DELETE_BATCH = 1000
 """Keys deleted between two looks at the fence."""
 MAX_TOLD = 20
 """Problems of one kind that are told one by one."""
+RESTORE = (
+    "restore it from a backup; without one, run the corpus into a new --out, or delete this "
+    "output and run again"
+)
+"""The way out of a damaged data file: what is committed is not tracked again on this output."""
 
 
 @contextlib.contextmanager
@@ -306,7 +311,9 @@ class VerifyReport:
     num_records, num_files : int
         Log records and data files looked at.
     num_videos, num_frames, num_masks : int
-        Rows in the visible tables.
+        Rows in the visible tables, those of segments with a problem left out.
+    num_uncounted : int
+        Videos of segments with a problem, whose rows are not counted.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -316,6 +323,7 @@ class VerifyReport:
     num_videos: int = 0
     num_frames: int = 0
     num_masks: int = 0
+    num_uncounted: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -403,19 +411,9 @@ def _verify_unpublished(store: Store, state: LogState, report: VerifyReport) -> 
     waiting = {key: commit for key, (_, commit) in state.unpublished.items()}
     if state.pending is not None:
         waiting |= state.pending.commits
-        _tell(
-            state,
-            report,
-            f"a publication (record {state.pending.plan.seq}) is not finished: run the same "
-            f"command again, or maskmill compact",
-        )
+        _tell(state, report, f"a publication (record {state.pending.plan.seq}) is not finished")
     if waiting:
-        _tell(
-            state,
-            report,
-            f"{len(waiting)} committed videos are not visible yet: run the same command again, or "
-            f"maskmill compact",
-        )
+        _tell(state, report, f"{len(waiting)} committed videos are not visible yet")
     for key, commit in waiting.items():
         for part in commit.parts:
             stat = store.stat(part.key)
@@ -429,7 +427,14 @@ def _verify_unpublished(store: Store, state: LogState, report: VerifyReport) -> 
 
 def _tell(state: LogState, report: VerifyReport, sentence: str) -> None:
     """Report what is normal while a driver is at work, and a problem otherwise."""
-    (report.notes if state.is_live else report.problems).append(sentence)
+    again = "run the same command again, or maskmill compact"
+    if state.is_live:
+        report.notes.append(
+            f"{sentence}: the log is open, so a driver is at work and will finish this; should it "
+            f"be dead, {again} --take-over"
+        )
+    else:
+        report.problems.append(f"{sentence}: {again}")
 
 
 def _verify_strays(store: Store, state: LogState, report: VerifyReport) -> None:
@@ -505,6 +510,7 @@ def _verify_segment(
         if advance is not None:
             advance(file.key)
     if len(report.problems) > before:
+        report.num_uncounted += len(state.segment_keys(segment.seq))
         return  # what does not add up now follows from what was told already
     keys = state.segment_keys(segment.seq)
     present = seen["videos"].totals(keys, 4)
@@ -549,14 +555,16 @@ def _fetch_verified(store: Store, file: SegmentFile, local: Path, report: Verify
     try:
         store.get_file(file.key, local)
     except FileNotFoundError:
-        report.problems.append(f"{file.key} is missing: restore it from a backup")
+        report.problems.append(f"{file.key} is missing: {RESTORE}")
         return False
     size = local.stat().st_size
-    if size != file.size_bytes or file_sha256(local) != file.sha256:
-        report.problems.append(
-            f"{file.key} is damaged ({size} of {file.size_bytes} bytes, or another SHA-256): "
-            f"restore it from a backup"
-        )
+    fault = ""
+    if size != file.size_bytes:
+        fault = f"{size} bytes instead of {file.size_bytes}"
+    elif file_sha256(local) != file.sha256:
+        fault = "its SHA-256 is not the recorded one"
+    if fault:
+        report.problems.append(f"{file.key} is damaged ({fault}): {RESTORE}")
         return False
     return True
 
@@ -616,7 +624,7 @@ def _verify_order(
     if ordered and inside:
         return end
     fault = "rows twice or out of order" if not ordered else "rows outside its range of videos"
-    report.problems.append(f"{file.key} has {fault}: restore it from a backup")
+    report.problems.append(f"{file.key} has {fault}: {RESTORE}")
     return None
 
 

@@ -318,7 +318,7 @@ def lie(store: Store) -> None:
     ("plant", "told"),
     [
         (lose_file, "is missing: restore it"),
-        (damage_file, "is damaged"),
+        (damage_file, "is damaged (its SHA-256 is not the recorded one): restore it"),
         (stray_file, "masks/copy.parquet is visible but no accepted plan names it"),
         (stray_status, "quarantine/old.parquet is visible"),
         (lose_record, "_log/000000000003.json is missing"),
@@ -333,6 +333,8 @@ def test_verify_finds_planted_files(
     report = verify(store, deep=True)
     assert any(told in problem for problem in report.problems), report.problems
     assert len(report.problems) == 1
+    # What could not be read is not told as absent.
+    assert report.num_videos + report.num_uncounted == (0 if plant is lose_record else 4)
 
 
 def test_verify_counts_and_tells_what_waits(store: Store) -> None:
@@ -341,6 +343,7 @@ def test_verify_counts_and_tells_what_waits(store: Store) -> None:
     report = verify(store)
     assert report.problems == []  # a live run
     assert "1 committed videos are not visible yet" in report.notes[0]
+    assert "a driver is at work and will finish this" in report.notes[0]
     assert (report.num_videos, report.num_frames, report.num_masks) == (4, 12, 24)
     assert report.num_files == 12
     assert report.num_records == find_tail(store)
