@@ -37,6 +37,8 @@ KEPT_SNAPSHOTS = 2
 """The newest, and the one before it for a reader that is just fetching it."""
 FOLD_AT = 65_536
 """Changed videos kept in a dict before they are folded into the sorted arrays."""
+MAX_TOLD = 4
+"""Settings that differ from those of an output and are told."""
 SNAPSHOT_VERSION = 1
 
 
@@ -605,7 +607,7 @@ class LogState:
 
 
 _ABSENT = object()
-_MODEL_NAMES = ("tracker.name", "prompts.detector.name")
+_MODEL_NAMES = ("tracker.name", "detector.name")
 
 _APPLY: dict[Kind, Callable[[LogState, Record], None]] = {
     Kind.PLAN: LogState._apply_plan,

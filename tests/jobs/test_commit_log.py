@@ -395,8 +395,12 @@ def test_another_configuration_is_refused_by_name(store: Store) -> None:
     log.plan(run_plan("run-2"))
     with pytest.raises(ConfigError, match=r"tracker\.image_size was 'absent' and is now 512"):
         log.plan(run_plan("run-3", **{"tracker.image_size": 512}))
-    with pytest.raises(ConfigError, match=r"tracker\.name was 'flow' and is now 'sam2'"):
-        read_state(store).check_settings({"tracker.name": "sam2"})
+    # Options that another tracker does not have are not told one by one.
+    with pytest.raises(ConfigError, match=r"\(tracker\.name was 'flow' and is now 'sam2'\)"):
+        read_state(store).check_settings({"tracker.name": "sam2", "tracker.options.a": 1})
+    options = {f"tracker.options.{name}": 1 for name in "abcdef"}
+    with pytest.raises(ConfigError, match=r"options\.d was .*; and 2 more\)"):
+        log.plan(run_plan("run-3", **options))
 
 
 def test_an_equal_manifest_is_stored_once(store: Store) -> None:
