@@ -36,6 +36,7 @@ from workers.decode.frames import folder_identity, is_image
 from workers.errors import ConfigError
 from workers.messages import SourceKind, StoreOptions, VideoSource
 from workers.storage import ObjectStat, Store, canonical_uri, open_store, split_uri
+from workers.storage.generic import UNLISTED
 
 __all__ = ["SCHEMA", "VIDEO_SUFFIXES", "Corpus", "list_corpus", "video_key"]
 
@@ -271,6 +272,11 @@ class _Found:
         local = store.local_path(key) if key else None
         if local is not None and not local.exists():
             raise ConfigError(f"{path} does not exist: correct the path of the corpus")
+        if key and not key.endswith("/") and store.uri.startswith(UNLISTED):
+            raise ConfigError(
+                f"{path} does not exist: correct the URL; a web server cannot be listed, so name "
+                f"each file"
+            )
         self._search(store, key if not key or key.endswith("/") else f"{key}/", path, None)
 
     def add_manifest(self, path: str) -> None:
@@ -601,7 +607,7 @@ def _stat_all(uris: Sequence[str], options: StoreOptions) -> dict[str, Facts]:
     alone: list[str] = []
     for folder, inside in by_folder.items():
         left = inside
-        if len(inside) > LIST_FROM:
+        if len(inside) > LIST_FROM and not folder.startswith(UNLISTED):
             listed, left = _stat_by_listing(folder, inside, options)
             found |= listed
         alone += left
@@ -645,6 +651,8 @@ def _stat_one(uri: str, stores: Mapping[str, Store]) -> Facts | None:
     stat = store.stat(key)
     if stat is not None:
         return SourceKind.FILE.value, stat.size_bytes, stat.identity()
+    if store.uri.startswith(UNLISTED):
+        return None
     images = _Images()
     prefix = f"{key}/"
     for stat in store.list(prefix):

@@ -13,8 +13,11 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import json
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ from jobs.corpus import SCHEMA, Corpus, list_corpus, video_key
 from jobs.manifest import video_keys
 from tests import servers
 from workers.decode.fetch import fetch_video
-from workers.errors import ConfigError, StoreDenied, StoreError
+from workers.errors import ConfigError, StoreDenied, StoreError, StoreUnavailable
 from workers.messages import SourceKind, StoreOptions
 from workers.storage import Store, open_store
 
@@ -439,6 +442,23 @@ def test_nothing_found(tree: Path, bucket: Store) -> None:
         listed()
     with pytest.raises(ConfigError, match=r"the manifest .*none\.csv does not exist"):
         from_manifest(tree / "none.csv")
+
+
+def test_files_of_a_web_server(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"listed, and not read")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}"
+        assert names(listed(f"{root}/a.mp4")) == ["a.mp4"]
+        with pytest.raises(ConfigError, match=r"b\.mp4 does not exist: correct the URL"):
+            listed(f"{root}/b.mp4")
+        manifest = tmp_path / "m.csv"
+        manifest.write_text(f"video\n{root}/a.mp4\n{root}/b.mp4\n")
+        assert len(from_manifest(manifest).faults) == 1
+        server.shutdown()
+    with pytest.raises(StoreUnavailable, match=r"a\.mp4 cannot be read now"):
+        listed(f"{root}/a.mp4")
 
 
 def test_a_scheme_without_its_package() -> None:

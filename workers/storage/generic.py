@@ -39,7 +39,8 @@ _PACKAGES = {
     "smb": "smbprotocol",
     "webdav": "webdav4",
 }
-_UNLISTED = ("http://", "https://")
+UNLISTED = ("http://", "https://")
+"""Schemes of servers that serve files by name and list none."""
 _MEMORY = threading.RLock()
 
 
@@ -137,7 +138,7 @@ class FsspecStore(Store):
         return None if entry.get("type") == "directory" else _object_stat(key, entry)
 
     def list(self, prefix: str = "", *, start_after: str | None = None) -> Iterator[ObjectStat]:
-        if self.uri.startswith(_UNLISTED):
+        if self.uri.startswith(UNLISTED):
             raise StoreError(
                 f"{self.uri} cannot be listed, since it is a web server: name each file, for "
                 "instance in a manifest"
@@ -218,6 +219,9 @@ def _object_stat(key: str, entry: dict[str, Any]) -> ObjectStat:
 
 def _fault(error: Exception, uri: str, *, writing: bool) -> Exception:
     """Tell what a cloud library raised by its HTTP status where it carries one."""
+    # A web server that refuses or does not answer is told as a missing file, with the real cause.
+    if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     status = next(
         (
             value
