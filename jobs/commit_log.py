@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import re
 import threading
 import time
 import uuid
@@ -147,6 +148,28 @@ def _read_record(store: Store, seq: int) -> Record:
     return record
 
 
+@contextlib.contextmanager
+def told_of_output(store: Store) -> Iterator[None]:
+    """Let a store's refusal name the output instead of a key that nobody asked for.
+
+    Parameters
+    ----------
+    store : Store
+        The output.
+
+    Raises
+    ------
+    StoreDenied, StoreFull, StoreUnavailable, StoreError
+        As raised inside, with the same reason.
+    """
+    try:
+        yield
+    except StoreError as error:
+        key = rf"{re.escape(store.uri)}/_(probe|log)/[\w./]*\w"
+        told = re.sub(key, lambda _: f"the output {store.uri}", str(error))
+        raise type(error)(told) from error
+
+
 def read_state(store: Store) -> LogState:
     """Return what the log says now, from the newest snapshot and the records behind it.
 
@@ -165,7 +188,8 @@ def read_state(store: Store) -> LogState:
     StoreError
         The store cannot be read, or the log is damaged.
     """
-    tail = find_tail(store)
+    with told_of_output(store):
+        tail = find_tail(store)
     if tail == 0:
         return LogState()
     newest = _read_record(store, tail)

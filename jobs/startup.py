@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 
+from jobs.commit_log import told_of_output
 from jobs.config import OutConfig, PoolConfig, RunConfig
 from jobs.flags import command_words
 from workers.errors import StoreError
@@ -35,7 +36,8 @@ def prove_store(store: Store, *, single_driver: bool) -> None:
     StoreError
         The store ignores conditional writes, or does not show what was written.
     """
-    report = probe_store(store)
+    with told_of_output(store):
+        report = probe_store(store)
     if not (report.read_after_write and report.list_after_write and report.overwrite):
         raise StoreError(f"{store.uri} cannot hold a run: {report.problems[0]}; use another store")
     if not report.create_if_absent and not single_driver:

@@ -5,6 +5,7 @@
   classes, stride and range, and how to reach the corpus; on one worker, into a folder of its own.
 * It finds the prompts of the video by the name they have in the whole corpus.
 * Any configuration can be typed: what no flag says goes into `--set`.
+* A refusal of the store names the output, not the keys that are tried.
 * Two owners of a fence are never the same.
 """
 
@@ -19,10 +20,15 @@ from typing import Any
 import pytest
 
 from jobs import cli
+from jobs.commit_log import read_state
 from jobs.config import RunConfig
 from jobs.flags import command_words
 from jobs.planner import make_plan, read_inputs
-from jobs.startup import owner_name, reproduce_command
+from jobs.startup import owner_name, prove_store, reproduce_command
+from tests.servers import free_ports
+from workers.errors import StoreDenied, StoreUnavailable
+from workers.messages import StoreOptions
+from workers.storage import open_store
 
 Typed = Callable[[list[str]], RunConfig]
 
@@ -160,6 +166,21 @@ def test_one_video_finds_its_prompts(
         plan = make_plan(alone, read_inputs(alone))
         assert [plan.corpus.source(row) for row in plan.order] == [source]
         assert plan.identity(0) == whole.identity(1)
+
+
+def test_an_output_that_cannot_be_written_is_named_itself(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"no folder")
+    out = tmp_path / "file" / "out"
+    with pytest.raises(StoreDenied, match=f"^the output {out} cannot be written: "):
+        prove_store(open_store(str(out)), single_driver=False)
+
+
+def test_an_output_that_cannot_be_reached_is_named_itself() -> None:
+    port = free_ports(1)[0]
+    options = StoreOptions(endpoint_url=f"http://127.0.0.1:{port}", path_style=True, anonymous=True)
+    with pytest.raises(StoreUnavailable) as refused:
+        read_state(open_store("s3://b/run", options))
+    assert "the output s3://b/run " in str(refused.value)
 
 
 def test_owners_differ() -> None:
