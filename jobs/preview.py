@@ -212,7 +212,8 @@ def preview_lines(
         if not probe.readable
     ]
     invalid = [(task.name, "input", task.message) for task in plan.invalid]
-    lines = ["", fact("videos", f"{plan.num_videos:,}, {len(plan.order):,} to track")]
+    readable = readable_rows(preview)
+    lines = ["", fact("videos", f"{plan.num_videos:,}, {len(readable):,} to track")]
     if plan.num_settled:
         lines.append(
             fact(
@@ -220,7 +221,6 @@ def preview_lines(
                 f"{plan.num_committed:,} committed, {plan.num_quarantined:,} in quarantine",
             )
         )
-    readable = readable_rows(preview)
     num_frames = int(plan.num_frames[readable].sum())
     lines.append(fact("frames", f"about {num_frames:,} to track"))
     if preview.hours is not None:
@@ -283,20 +283,19 @@ def assumed_fps(config: RunConfig) -> float:
 
 
 def _log_state(config: RunConfig) -> LogState | None:
-    """Return what the output's log says, when there is an output; refuse another configuration."""
+    """Return what the output's log says, if any; refuse weights and settings as a run would."""
+    detector = config.prompts.detector
+    settings = config.mask_settings(
+        tracker_sha256=weights_sha256(config, config.tracker.checkpoint),
+        detector_sha256=weights_sha256(config, detector.checkpoint if detector else None),
+    )
     if not config.out.uri:
         return None
     from jobs.commit_log import read_state
     from workers.storage import open_store
 
     state = read_state(open_store(config.out.uri, config.out.store.options()))
-    if state.settings is not None:
-        detector = config.prompts.detector
-        settings = config.mask_settings(
-            tracker_sha256=weights_sha256(config, config.tracker.checkpoint),
-            detector_sha256=weights_sha256(config, detector.checkpoint if detector else None),
-        )
-        state.check_settings(settings)
+    state.check_settings(settings)
     return state
 
 

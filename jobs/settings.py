@@ -7,6 +7,7 @@ a short name for a key. Each fault is one sentence that says where the value cam
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -111,8 +112,8 @@ def load_config(
 def check_models(config: RunConfig) -> None:
     """Refuse a tracker or detector that no worker could ever make.
 
-    Only names, options and what must be given are looked at: weights are read where they are
-    used, and the packages of a model need not be installed where the driver runs.
+    Only names, options and what must be given are looked at, and whether the packages of a model
+    are installed where the workers are on this machine; weights are read where they are used.
 
     Parameters
     ----------
@@ -122,7 +123,7 @@ def check_models(config: RunConfig) -> None:
     Raises
     ------
     ConfigError
-        An unknown name or option, or weights that must be given.
+        An unknown name or option, weights that must be given, or a package that is missing.
     """
     from workers.messages import DetectorSpec
     from workers.prompts.detector import create_detector
@@ -156,6 +157,24 @@ def check_models(config: RunConfig) -> None:
             raise ConfigError(
                 f"detector {detector.name} needs its weights: give --detector-checkpoint with the "
                 f"path or URL of {detector.name}.pt"
+            )
+    # Another cluster's nodes have packages of their own.
+    if (config.pool.ray_address or os.environ.get("RAY_ADDRESS") or "local") == "local":
+        _check_packages(info.name, f"tracker {info.name}")
+        if detector is not None:
+            _check_packages(detector.name, f"detector {detector.name}")
+
+
+def _check_packages(name: str, model: str) -> None:
+    """Refuse a YOLO model whose packages are missing; they are looked for, never imported."""
+    from workers.yolo import INSTALL
+
+    if not name.lower().startswith("yolo"):
+        return
+    for package in ("ultralytics", "torch"):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"{model} needs the package {package}, which is not installed: {INSTALL}"
             )
 
 

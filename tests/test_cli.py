@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import subprocess
 import sys
@@ -360,6 +361,22 @@ def test_agpl_notice(
 ) -> None:
     assert cli.main(["run", "clips", "--out", "o", *flags]) == 0
     assert capsys.readouterr().err.count("AGPL-3.0") == num_notices
+
+
+def test_a_missing_extra_is_refused_before_anything_starts(
+    configurations: list[RunConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # Given a machine without the extra: what looks for packages finds no ultralytics
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "ultralytics" else found(name)
+    )
+    # Then the sentence says how to install it, unless the workers are on another cluster
+    assert cli.main(["run", "clips", "--out", "o", *DETECTOR]) == 2
+    assert "pip install '.[yolo]'" in capsys.readouterr().err
+    assert cli.main(["run", "clips", "--out", "o", *DETECTOR, "--address", "ray:6379"]) == 0
 
 
 def test_retry_takes_flags_of_workers_over_the_stored_configuration(

@@ -44,6 +44,9 @@ MAX_CANDIDATES = 30_000
 MIN_ULTRALYTICS = (8, 4, 190)
 """The release from which checkpoints are known to open with an allow-list (``safe_only``)."""
 
+INSTALL = "pip install '.[yolo]' in the sources of maskmill"
+"""What to type where the extra is missing; maskmill is on no package index."""
+
 _TASKS = {"detect": "detection", "segment": "segmentation"}
 
 
@@ -446,15 +449,14 @@ def _import_ultralytics() -> tuple[Any, Any]:
             from ultralytics.nn import tasks
     except ImportError as error:
         raise RuntimeError(
-            "YOLO needs the package ultralytics (AGPL-3.0): pip install 'maskmill[yolo]', "
-            f"or choose another tracker ({error})"
+            f"YOLO needs the package ultralytics (AGPL-3.0): {INSTALL} ({error})"
         ) from error
     numbers = re.findall(r"\d+", ultralytics.__version__)[:3]
     if tuple(int(n) for n in numbers) < MIN_ULTRALYTICS:
         wanted = ".".join(map(str, MIN_ULTRALYTICS))
         raise RuntimeError(
             f"ultralytics {ultralytics.__version__} would run code that a checkpoint holds: "
-            f"install {wanted} or newer, pip install -U 'maskmill[yolo]'"
+            f"install {wanted} or newer, pip install -U 'ultralytics>={wanted}'"
         )
     return torch, tasks
 

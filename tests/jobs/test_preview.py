@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from jobs import preview
-from jobs.config import CorpusConfig, OutConfig, PromptConfig, RunConfig
+from jobs.config import CorpusConfig, DetectorConfig, OutConfig, PromptConfig, RunConfig
 from jobs.probe import ProbeRow, probe_video
 from tests.media import write_video
+from workers.errors import ConfigError
 from workers.messages import StoreOptions, VideoSource
 
 
@@ -52,6 +53,14 @@ def test_fatal_header_is_named(corpus: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "  headers      6 read, 1 of them unreadable" in lines
     assert any("the header of v3.mp4 is fatal" in line for line in lines)
     assert "  frames       about 150 to track" in lines
+    assert "  videos       6, 5 to track" in lines
+
+
+def test_missing_weights_are_refused_as_by_a_run(corpus: Path, tmp_path: Path) -> None:
+    detector = DetectorConfig(name="yolo11n", checkpoint=str(tmp_path / "none.pt"))
+    config = config_of(corpus).model_copy(update={"prompts": PromptConfig(detector=detector)})
+    with pytest.raises(ConfigError, match=r"none\.pt does not exist"):
+        preview.make_preview(config)
 
 
 def test_warnings_of_the_corpus_are_told(tmp_path: Path) -> None:
