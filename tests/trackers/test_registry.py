@@ -48,6 +48,7 @@ def test_names_and_sizes(name: str, canonical: str) -> None:
         ("sam9", "no tracker 'sam9'.*flow, yolo11n-seg, yolo11seg"),
         ("", "no tracker ''"),
         ("yolo11z-seg", "no tracker"),
+        ("flwo", "did you mean flow"),
         ("yolo9n-seg", "no tracker"),
         ("flow:tiny", "flow has no sizes"),
         ("flow:", "flow has no sizes"),

@@ -102,7 +102,9 @@ def create_detector(
     """
     name = spec.name.lower().replace("_", "-")
     if name not in DETECTORS:
-        close = difflib.get_close_matches(name, DETECTORS, n=3) or ["yolo11n", "yolo11n-seg"]
+        # The names are alike: far from all of them, the nearest ones say nothing.
+        close = difflib.get_close_matches(name, DETECTORS, n=3, cutoff=0.8)
+        close = close or ["yolo11n", "yolo11n-seg"]
         raise ConfigError(
             f"there is no detector {spec.name!r}: did you mean {_either(close)}? Known are YOLO "
             f"v8, 11 and 26 in the sizes n, s, m, l, x, each also as -seg"

@@ -6,6 +6,7 @@ imported when one is made, so that listing them costs nothing and needs none of 
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import re
 from dataclasses import dataclass, replace
@@ -204,8 +205,10 @@ def _resolve(name: str) -> tuple[TrackerInfo, str]:
             _check_size(name, size, info)
             weights = info.weights.replace("tiny", size.replace("-", "_"))
             return replace(info, name=f"{info.name}:{size}", weights=weights), info.name
-    known_names = ", ".join(n for info in TRACKERS for n in (info.name, *info.aliases))
-    raise ValueError(f"there is no tracker {name!r}: the trackers are {known_names}")
+    known = [n for info in TRACKERS for n in (info.name, *info.aliases)]
+    close = difflib.get_close_matches(base, known, n=1, cutoff=0.75)
+    hint = f"did you mean {close[0]}? The" if close else "the"
+    raise ValueError(f"there is no tracker {name!r}: {hint} trackers are {', '.join(known)}")
 
 
 def _check_size(name: str, size: str, info: TrackerInfo) -> None:
