@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -252,9 +253,10 @@ def verify(
         print(note)
     for problem in report.problems:
         print(f"problem: {problem}", file=sys.stderr)
+    uncounted = f" ({report.num_uncounted:,} more not counted)" if report.num_uncounted else ""
     print(
         f"{report.num_videos:,} videos, {report.num_frames:,} frames and {report.num_masks:,} "
-        f"masks in {report.num_files:,} files; {report.num_records:,} log records: "
+        f"masks{uncounted} in {report.num_files:,} files; {report.num_records:,} log records: "
         + ("the dataset is whole" if not report.problems else "the dataset is NOT whole")
     )
     raise typer.Exit(report.exit_code)
@@ -411,7 +413,8 @@ def run_and_report(config: RunConfig, command: str, **options: Any) -> int:
         return EXIT_INTERRUPTED
     finally:
         reporter.close()
-    write_summary(summary, command)
+    new = tuple(text for text in summary.warnings if text not in reporter.told)
+    write_summary(replace(summary, warnings=new), command)
     return summary.exit_code
 
 

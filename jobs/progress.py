@@ -221,6 +221,11 @@ class PlainReporter:
         Shortest time between two progress lines.
     clock : callable
         Returns seconds that never run backwards.
+
+    Attributes
+    ----------
+    told : set of str
+        Messages that were printed.
     """
 
     def __init__(
@@ -239,6 +244,7 @@ class PlainReporter:
         self._shown = Counts()
         self._shown_s = clock()
         self._closed = False
+        self.told: set[str] = set()
 
     def on_plan(self, totals: PlanTotals) -> None:
         """Print what there is to do."""
@@ -261,6 +267,7 @@ class PlainReporter:
 
     def on_message(self, level: str, text: str) -> None:
         """Print the message."""
+        self.told.add(text)
         self._print(text if level == "info" else f"{level}: {text}")
 
     def close(self) -> None:
@@ -318,10 +325,13 @@ class LiveReporter:
         A terminal, usually standard error.
     clock : callable
         Returns seconds that never run backwards.
+    told : set of str
+        Messages that were printed.
     """
 
     console: Console
     clock: Callable[[], float] = time.monotonic
+    told: set[str] = field(default_factory=set)
     _totals: PlanTotals | None = None
     _counts: Counts = Counts()
     _workers: dict[str, _WorkerLine] = field(default_factory=dict)
@@ -363,6 +373,7 @@ class LiveReporter:
         """Print a message above the display."""
         from rich.text import Text
 
+        self.told.add(text)
         style = {"warning": "yellow", "error": "bold red"}.get(level, "")
         self.console.print(Text(text if level == "info" else f"{level}: {text}", style=style))
 
@@ -444,7 +455,7 @@ class LiveReporter:
         return table
 
 
-def make_reporter(stream: TextIO | None = None) -> Reporter:
+def make_reporter(stream: TextIO | None = None) -> PlainReporter | LiveReporter:
     """Return the reporter that fits the stream: live on a terminal, lines elsewhere."""
     from rich.console import Console
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from jobs.doctor import Finding
     from jobs.driver import RunSummary
 
-MAX_EXAMPLES = 3
-"""Quarantined videos named per reason; the table `quarantine` names all."""
+MAX_EXAMPLES = 10
+"""Quarantined videos named per reason; `maskmill status` names all."""
 BAR_WIDTH = 24
 """Characters of the longest bar."""
 
@@ -48,7 +48,11 @@ def summary_lines(summary: RunSummary, command: str) -> list[str]:
         skipped = f"{summary.num_skipped:,} of {num_total:,} videos, settled before"
         lines.append(fact("skipped", skipped))
     committed = f"{summary.num_committed:,} of {num_left:,} videos"
-    lines.append(fact("committed", committed if num_left else "nothing was left to do"))
+    if not num_left:
+        committed = "nothing was left to do"
+        if summary.quarantined:
+            committed += f" but for {len(summary.quarantined):,} in quarantine (maskmill retry)"
+    lines.append(fact("committed", committed))
     if summary.quarantined:
         lines.append(fact("quarantined", f"{len(summary.quarantined):,}"))
     lines.append(fact("tracked", f"{summary.num_frames:,} frames, {summary.num_masks:,} masks"))
@@ -127,10 +131,14 @@ def next_steps(summary: RunSummary, command: str) -> list[str]:
     lines: list[str] = []
     if summary.quarantined:
         lines += [
-            "Every reason is in the table quarantine; once the cause is mended:",
+            "See every video in quarantine, with its reason:",
+            f"  maskmill status {out}",
+            "Try them again, once the cause is mended:",
             f"  maskmill retry {out}",
         ]
-    lines += ["Prove that the dataset is whole:", f"  maskmill verify {out}"]
+    num_settled_in_quarantine = len(summary.quarantined) - summary.num_quarantined
+    if summary.num_committed + summary.num_skipped > num_settled_in_quarantine:
+        lines += ["Prove that the dataset is whole:", f"  maskmill verify {out}"]
     return lines
 
 

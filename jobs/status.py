@@ -28,7 +28,7 @@ STALE_AFTER_S = 30.0
 WATCH_EVERY_S = 2.0
 """How often `status --watch` looks."""
 MAX_REASONS = 5
-"""Quarantined videos named; the table `quarantine` names all."""
+"""Quarantined videos named by `status --watch`, which must fit a screen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,14 @@ def read_log(store: Store) -> LogState:
     return state
 
 
-def status_lines(store: Store, state: LogState, live: LiveStatus | None, now_s: float) -> list[str]:
+def status_lines(
+    store: Store,
+    state: LogState,
+    live: LiveStatus | None,
+    now_s: float,
+    *,
+    max_reasons: int | None = None,
+) -> list[str]:
     """Return where a run stands, line by line.
 
     Parameters
@@ -141,6 +148,8 @@ def status_lines(store: Store, state: LogState, live: LiveStatus | None, now_s: 
         What its driver last said.
     now_s : float
         Unix time.
+    max_reasons : int, optional
+        Quarantined videos named; all by default.
 
     Returns
     -------
@@ -155,11 +164,15 @@ def status_lines(store: Store, state: LogState, live: LiveStatus | None, now_s: 
     settled = state.num_committed + state.num_quarantined
     # The newest plan may be of a part, with --limit for instance, while the log knows of more.
     is_part = settled > num_videos
-    whole = "" if is_part else f" of {num_videos:,}"
-    share = "" if is_part or not num_videos else f" ({100 * settled / num_videos:.0f} %)"
-    lines.append(f"  committed    {state.num_committed:,}{whole} videos{share}")
+
+    def counted(count: int) -> str:
+        whole = "" if is_part else f" of {num_videos:,}"
+        share = "" if is_part or not num_videos else f" ({100 * count / num_videos:.0f} %)"
+        return f"{count:,}{whole} videos{share}"
+
+    lines.append(f"  committed    {counted(state.num_committed)}")
     if state.num_quarantined:
-        lines.append(f"  quarantined  {state.num_quarantined:,}")
+        lines.append(f"  quarantined  {counted(state.num_quarantined)}")
     num_frames, num_masks = (sum(int(run[n]) for run in runs) for n in ("num_frames", "num_masks"))
     lines.append(f"  tracked      {num_frames:,} frames, {num_masks:,} masks")
     lines.append(f"  started {len(state.runs)} time{'s' if len(state.runs) != 1 else ''}")
@@ -167,10 +180,10 @@ def status_lines(store: Store, state: LogState, live: LiveStatus | None, now_s: 
         lines += _live_lines(live)
     if state.quarantined:
         lines += ["", "in quarantine:"]
-        for entry in list(state.quarantined.values())[:MAX_REASONS]:
+        for entry in list(state.quarantined.values())[:max_reasons]:
             lines.append(f"  {entry.name or entry.uri} ({entry.error_class}): {entry.message}")
-        if len(state.quarantined) > MAX_REASONS:
-            lines.append(f"  and {len(state.quarantined) - MAX_REASONS:,} more")
+        if max_reasons is not None and len(state.quarantined) > max_reasons:
+            lines.append(f"  and {len(state.quarantined) - max_reasons:,} more")
     return lines
 
 
@@ -247,7 +260,9 @@ def watch_status(store: Store) -> None:
     with Live(console=console, auto_refresh=False) as display:
         while True:
             state = read_log(store)
-            lines = status_lines(store, state, read_live(store), time.time())
+            lines = status_lines(
+                store, state, read_live(store), time.time(), max_reasons=MAX_REASONS
+            )
             display.update(Text("\n".join(lines)), refresh=True)
             if state.closed:
                 return

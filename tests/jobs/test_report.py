@@ -53,8 +53,9 @@ def test_quarantine_is_grouped_and_cut_short() -> None:
         DONE, exit_code=1, num_quarantined=len(reasons), quarantined=tuple(reversed(reasons))
     )
     text = text_of(summary)
-    assert text.index("quarantined, input: 5") < text.index("quarantined, worker lost: 1")
+    assert text.index("quarantined, input: 12") < text.index("quarantined, worker lost: 1")
     assert "and 2 more" in text
+    assert "maskmill status '/data/my masks'" in text
     assert "w.mp4: the worker died" in text
     assert "v4.mp4: v4.mp4" not in text
     assert "maskmill retry '/data/my masks'" in text
@@ -75,6 +76,14 @@ def test_nothing_was_left_to_do() -> None:
     assert "nothing was left to do" in text
     assert "frames/s" not in text
     assert "where the time went" not in text
+
+
+def test_all_in_quarantine() -> None:
+    # Given a run whose ten videos were quarantined before
+    reasons = tuple((f"v{i}.mp4", "input", f"v{i}.mp4 is empty") for i in range(10))
+    text = text_of(replace(DONE, exit_code=1, num_committed=0, quarantined=reasons))
+    assert "nothing was left to do but for 10 in quarantine (maskmill retry)" in text
+    assert "verify" not in text
 
 
 def test_every_model_is_listed() -> None:

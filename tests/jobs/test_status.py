@@ -67,7 +67,8 @@ def shown(store: Store) -> str:
 def test_log_alone(store: Store, log: CommitLog) -> None:
     text = shown(store)
     assert "not closed" in text
-    assert "2 of 10 videos (30 %)" in text
+    assert "committed    2 of 10 videos (20 %)" in text
+    assert "quarantined  1 of 10 videos (10 %)" in text
     assert "100 frames" in text
     assert "c.mp4 (input): c.mp4 is empty" in text
     assert "tracking" not in text
