@@ -98,7 +98,13 @@ class RunPrompts:
             self.labels = self._table.labels()
             self._match(corpus, self._table.names)
         elif self.kind is PromptSource.FOLDER:
-            self._digests = folder_digests(self._where, self._options)
+            others: list[str] = []
+            self._digests = folder_digests(self._where, self._options, on_other=others.append)
+            if others:
+                self.warnings.append(
+                    f"{self._where} holds {len(others)} pictures of other types, for instance "
+                    f"{others[0]}: only .png is read as prompts, so save them as .png"
+                )
             self._match(corpus, sorted(self._digests))
         elif self.kind is PromptSource.NONE and not config.prompts.allow_unprompted:
             raise ConfigError(NO_SOURCE)

@@ -185,7 +185,10 @@ def test_digests(tmp_path: Path) -> None:
     # When one changes, and a file that is no picture does
     save(tmp_path / "b" / "c" / "1.png", VALUES)
     (tmp_path / "a" / "notes.txt").write_text("x")
-    after = folder_digests(str(tmp_path))
+    (tmp_path / "a" / "first.jpg").write_bytes(b"of another type")
+    others: list[str] = []
+    after = folder_digests(str(tmp_path), on_other=others.append)
+    assert others == ["a/first.jpg"]
     # Then only that one has another digest
     assert after["a"] == before["a"]
     assert after["b/c"] != before["b/c"]

@@ -25,6 +25,8 @@ VOID = 255
 """Pixels of this value belong to nobody."""
 
 ENDING = ".png"
+OTHER_ENDINGS = (".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+"""Pictures that people put there by mistake; most of these types would blur object ids."""
 
 _NUM_READERS = 8
 _GREY_SCALE = {2: 85, 4: 17}
@@ -106,7 +108,12 @@ def read_folder(
     return prompts
 
 
-def folder_digests(root_uri: str, options: StoreOptions | None = None) -> dict[str, str]:
+def folder_digests(
+    root_uri: str,
+    options: StoreOptions | None = None,
+    *,
+    on_other: Callable[[str], None] | None = None,
+) -> dict[str, str]:
     """Return what identifies the pictures of each video, from one recursive listing.
 
     Parameters
@@ -115,6 +122,8 @@ def folder_digests(root_uri: str, options: StoreOptions | None = None) -> dict[s
         The folder that holds one folder per video.
     options : StoreOptions, optional
         How to reach the store.
+    on_other : callable, optional
+        Called with the key of each picture of another type, which is not read.
 
     Returns
     -------
@@ -131,6 +140,8 @@ def folder_digests(root_uri: str, options: StoreOptions | None = None) -> dict[s
     for stat in open_store(root_uri, options).list(""):
         video, _, name = stat.key.rpartition("/")
         if not video or not name.lower().endswith(ENDING):
+            if video and on_other is not None and name.lower().endswith(OTHER_ENDINGS):
+                on_other(stat.key)
             continue
         if video not in hashes:
             hashes[video] = hashlib.blake2b(digest_size=16)
