@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from jobs.config import RunConfig
-from workers.errors import ConfigError
+from workers.errors import ConfigError, how_to_install
 
 LOCAL_PATH_KEYS = (
     "out.uri",
@@ -39,6 +39,11 @@ FLAG_OF_KEY = {
     "prompts.detector.name": "--detector NAME",
 }
 """What to type for a key that must be given."""
+EXTRA_OF_FAMILY = {
+    "yolo": ("yolo", ("ultralytics", "torch")),
+    "sam": ("sam2", ("sam2", "torch")),
+}
+"""How the names of some models begin, the extra they need, and packages it brings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,15 +171,16 @@ def check_models(config: RunConfig) -> None:
 
 
 def _check_packages(name: str, model: str) -> None:
-    """Refuse a YOLO model whose packages are missing; they are looked for, never imported."""
-    from workers.yolo import INSTALL
-
-    if not name.lower().startswith("yolo"):
+    """Refuse a model whose packages are missing; they are looked for, never imported."""
+    family = next((f for f in EXTRA_OF_FAMILY if name.lower().startswith(f)), None)
+    if family is None:
         return
-    for package in ("ultralytics", "torch"):
+    extra, packages = EXTRA_OF_FAMILY[family]
+    for package in packages:
         if importlib.util.find_spec(package) is None:
             raise ConfigError(
-                f"{model} needs the package {package}, which is not installed: {INSTALL}"
+                f"{model} needs the package {package}, which is not installed: "
+                f"{how_to_install(extra)}"
             )
 
 

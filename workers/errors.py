@@ -11,6 +11,17 @@ from enum import StrEnum
 from typing import ClassVar
 
 
+def how_to_install(extra: str) -> str:
+    """Return what to type where an extra is missing; maskmill is on no package index.
+
+    Examples
+    --------
+    >>> how_to_install("yolo")
+    "pip install '.[yolo]' in the sources of maskmill"
+    """
+    return f"pip install '.[{extra}]' in the sources of maskmill"
+
+
 class FailureKind(StrEnum):
     """Why an attempt failed; the scheduler's fault policy is keyed by it."""
 

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.errors import how_to_install
 from workers.masks import Box, CroppedMask, crop_mask
 
 UInt8Array = NDArray[np.uint8]
@@ -43,9 +44,6 @@ MAX_CANDIDATES = 30_000
 
 MIN_ULTRALYTICS = (8, 4, 190)
 """The release from which checkpoints are known to open with an allow-list (``safe_only``)."""
-
-INSTALL = "pip install '.[yolo]' in the sources of maskmill"
-"""What to type where the extra is missing; maskmill is on no package index."""
 
 _TASKS = {"detect": "detection", "segment": "segmentation"}
 
@@ -449,7 +447,7 @@ def _import_ultralytics() -> tuple[Any, Any]:
             from ultralytics.nn import tasks
     except ImportError as error:
         raise RuntimeError(
-            f"YOLO needs the package ultralytics (AGPL-3.0): {INSTALL} ({error})"
+            f"YOLO needs the package ultralytics (AGPL-3.0): {how_to_install('yolo')} ({error})"
         ) from error
     numbers = re.findall(r"\d+", ultralytics.__version__)[:3]
     if tuple(int(n) for n in numbers) < MIN_ULTRALYTICS:

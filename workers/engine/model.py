@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workers.errors import how_to_install
+
 if TYPE_CHECKING:
     import torch
 
@@ -217,7 +219,7 @@ def build_network(info: CheckpointInfo, image_size: int) -> Any:
         from sam2.modeling.sam2_base import SAM2Base
     except ImportError as error:
         raise RuntimeError(
-            f"SAM 2 trackers need the package sam2 ({error}): pip install 'maskmill[sam2]'"
+            f"SAM 2 trackers need the package sam2 ({error}): {how_to_install('sam2')}"
         ) from error
 
     def sine(num_features: int) -> Any:
