@@ -95,7 +95,9 @@ def test_a_store_that_ignores_conditions_is_refused(rclone: S3Server, tmp_path: 
         )
     )
     assert code == 3, told
-    assert list(open_store(out, rclone.options).list()) == []
+    # Of the probe's race this server may end an upload after its object was deleted.
+    left = [found.key for found in open_store(out, rclone.options).list()]
+    assert [key for key in left if not key.startswith("_probe/")] == []
 
 
 def test_denied_and_empty_buckets(seaweedfs: S3Server, tmp_path: Path) -> None:
