@@ -220,8 +220,9 @@ def _object_stat(key: str, entry: dict[str, Any]) -> ObjectStat:
 def _fault(error: Exception, uri: str, *, writing: bool) -> Exception:
     """Tell what a cloud library raised by its HTTP status where it carries one."""
     # A web server that refuses or does not answer is told as a missing file, with the real cause.
-    if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and uri.startswith(UNLISTED):
+        error = cause if isinstance(cause, Exception) else error
     status = next(
         (
             value
