@@ -253,10 +253,14 @@ def verify(
         print(note)
     for problem in report.problems:
         print(f"problem: {problem}", file=sys.stderr)
-    uncounted = f" ({report.num_uncounted:,} more not counted)" if report.num_uncounted else ""
+    if report.num_uncounted:
+        print(
+            f"{report.num_uncounted:,} videos cannot be counted, because of the problems of their "
+            f"files; the others:"
+        )
     print(
         f"{report.num_videos:,} videos, {report.num_frames:,} frames and {report.num_masks:,} "
-        f"masks{uncounted} in {report.num_files:,} files; {report.num_records:,} log records: "
+        f"masks in {report.num_files:,} files; {report.num_records:,} log records: "
         + ("the dataset is whole" if not report.problems else "the dataset is NOT whole")
     )
     raise typer.Exit(report.exit_code)
