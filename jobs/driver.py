@@ -272,7 +272,7 @@ class _Run:
         if self.plan.num_changed:
             found.append(
                 f"{self.plan.num_changed} committed videos are tracked again, because their "
-                f"source, range, stride or prompts changed: their older rows are replaced"
+                f"source, stride or prompts changed: their older rows are replaced"
             )
         if self.num_empty:
             found.append(

@@ -69,7 +69,7 @@ class Plan:
     num_committed, num_quarantined : int
         Videos of the corpus that the log already settled.
     num_changed : int
-        Videos left that are committed with another source, range, stride or prompts: what is
+        Videos left that are committed with another source, stride or prompts: what is
         tracked now replaces their rows.
     num_frames : ndarray of int64, shape (videos,)
         Frames per corpus row, guessed from the size where unknown.
