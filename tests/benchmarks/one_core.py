@@ -170,7 +170,8 @@ def end_us(clip: str, max_frames: int) -> int | None:
 
 def hold_to(core: int) -> None:
     """Let this process, and all its threads to come, run on one core only."""
-    os.sched_setaffinity(0, {core})
+    for thread in Path("/proc/self/task").iterdir():  # an actor has many already
+        os.sched_setaffinity(int(thread.name), {core})
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
 
