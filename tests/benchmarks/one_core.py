@@ -8,7 +8,8 @@ frame decoded to the last file closed; loading the model is outside. The process
 printed beside it: on a machine that others use too, it says more than the clock.
 
 With ``--ray`` a second part does the same with whole runs: `jobs.driver.run` on a real Ray, driver
-and raylet on one core, the one actor and the plain loop, in turns, on the other.
+and raylet on one core, the one actor and the plain loop, in turns, on the other. The actor tracks
+the clip once before its run begins, since the plain loop is warm, too.
 
 With ``--scaling`` another part compares one worker on one core with two workers on two.
 
@@ -138,22 +139,28 @@ class Worker:
 
     def run(self, clip: str) -> tuple[int, float]:
         """Track one clip; return frames and seconds."""
-        from workers.messages import Attempt, Prompt, Proposal, SourceKind, VideoSource
+        from workers.messages import Proposal
 
         self._num_attempts += 1
-        prompts = tuple(
-            Prompt(object_id=object_id, frame_idx=0, box_xyxy=box)
-            for object_id, box in enumerate(self.task.boxes[clip], 1)
-        )
-        source = VideoSource(
-            1, clip, Path(clip).name, SourceKind.FILE, end_us=end_us(clip, self.task.max_frames)
-        )
-        attempt = Attempt(f"a{self._num_attempts}", 1, 1, source, prompts)
-        result = self.worker.process(attempt)
+        result = self.worker.process(attempt_for(self.task, clip, f"a{self._num_attempts}"))
         if not isinstance(result, Proposal):
             raise SystemExit(f"{result.message}\n{result.traceback}")
         num_frames = result.video["frames_tracked"]
         return num_frames, num_frames / result.video["fps_end_to_end"]
+
+
+def attempt_for(task: Task, clip: str, attempt_id: str) -> Any:
+    """Return the attempt that tracks one clip."""
+    from workers.messages import Attempt, Prompt, SourceKind, VideoSource
+
+    prompts = tuple(
+        Prompt(object_id=object_id, frame_idx=0, box_xyxy=box)
+        for object_id, box in enumerate(task.boxes[clip], 1)
+    )
+    source = VideoSource(
+        1, clip, Path(clip).name, SourceKind.FILE, end_us=end_us(clip, task.max_frames)
+    )
+    return Attempt(attempt_id, 1, 1, source, prompts)
 
 
 def end_us(clip: str, max_frames: int) -> int | None:
@@ -207,7 +214,7 @@ def pairs_on_one_core(task: Task, core: int, num_pairs: int, answer: Any) -> Non
 
 
 def plain_on_core(task: Task, core: int, asked: Any, answer: Any) -> None:
-    """Run the plain loop over all clips whenever asked; answer with frames and seconds."""
+    """Run the plain loop over the clip that is asked for; answer with frames and seconds."""
     hold_to(core)
     from workers.messages import TrackerSpec
     from workers.trackers.base import TrackingConfig
@@ -220,13 +227,12 @@ def plain_on_core(task: Task, core: int, asked: Any, answer: Any) -> None:
     loader.load()
     with tempfile.TemporaryDirectory() as folder:
         loop = PlainLoop(task, loader, Path(folder))
-        while asked.get():
-            done = [loop.run(clip) for clip in task.clips]
-            answer.put((sum(d[0] for d in done), sum(d[1] for d in done)))
+        while clip := asked.get():
+            answer.put(loop.run(clip))
 
 
-def run_on_ray(task: Task, core: int, folder: Path) -> tuple[int, float]:
-    """Run all clips with one actor on `core`; return frames and seconds with work on it."""
+def run_on_ray(task: Task, clip: str, core: int, folder: Path) -> tuple[int, float]:
+    """Run one clip with one actor on `core`; return frames and the seconds of their window."""
     import pyarrow.parquet as pq
 
     from jobs.config import RunConfig
@@ -234,22 +240,29 @@ def run_on_ray(task: Task, core: int, folder: Path) -> tuple[int, float]:
     from jobs.pool import RayPool
     from jobs.progress import SilentReporter
     from workers.actor import TrackingWorker
+    from workers.messages import WorkerReady
+
+    warm_up = attempt_for(task, clip, "warm-up")
 
     class Pinned(TrackingWorker):
-        """A worker that holds itself to one core before it starts any thread."""
+        """A worker held to one core, warm before its first attempt, as the plain loop is."""
 
         def setup_on_node(self) -> None:
-            hold_to(core)
+            hold_to(core)  # before it starts any thread
             super().setup_on_node()
 
-    rows, prompts = [], []
-    for clip in task.clips:
-        end = end_us(clip, task.max_frames)
-        rows.append({"video": clip, "end_s": None if end is None else end / 1e6})
-        for object_id, box in enumerate(task.boxes[clip], 1):
-            row = {"video": clip, "frame_idx": 0, "object_id": object_id, "box_xyxy": list(box)}
-            prompts.append(row)
-    for name, lines in (("manifest", rows), ("prompts", prompts)):
+        def setup(self) -> WorkerReady:
+            ready = super().setup()
+            self.process(warm_up)  # no commit names its parts, so nobody reads them
+            return ready
+
+    end = end_us(clip, task.max_frames)
+    row = {"video": clip, "end_s": None if end is None else end / 1e6}
+    prompts = [
+        {"video": clip, "frame_idx": 0, "object_id": object_id, "box_xyxy": list(box)}
+        for object_id, box in enumerate(task.boxes[clip], 1)
+    ]
+    for name, lines in (("manifest", [row]), ("prompts", prompts)):
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
     out = folder / "run"
     shutil.rmtree(out, ignore_errors=True)
@@ -269,11 +282,8 @@ def run_on_ray(task: Task, core: int, folder: Path) -> tuple[int, float]:
     )
     if summary.exit_code:
         raise SystemExit(f"the run failed: {summary.quarantined}")
-    # Windows of single videos overlap (the next is prefetched, the last still written), so the
-    # time is that with any attempt on the worker, its way through Ray included.
-    workers = pq.read_table(out / "workers").to_pylist()
-    frames = sum(row["num_frames"] for row in workers)
-    return frames, sum(row["busy_s"] for row in workers)
+    (video,) = pq.read_table(out / "videos").to_pylist()
+    return video["frames_tracked"], video["frames_tracked"] / video["fps_end_to_end"]
 
 
 def pairs_on_ray(task: Task, cores: list[int], num_pairs: int) -> float:
@@ -289,14 +299,21 @@ def pairs_on_ray(task: Task, cores: list[int], num_pairs: int) -> float:
     ratios: list[float] = []
     with tempfile.TemporaryDirectory() as name:
         for pair in range(-1, num_pairs):  # the first is not timed: nothing is warm
-            asked.put(True)
-            plain_frames, plain_s = answer.get()
-            frames, worker_s = run_on_ray(task, cores[-1], Path(name))
-            plain, worker = plain_frames / plain_s, frames / worker_s
+            totals = {"plain": [0, 0.0], "ray": [0, 0.0]}
+            for clip in task.clips:
+                asked.put(clip)
+                sides = {
+                    "plain": answer.get(),
+                    "ray": run_on_ray(task, clip, cores[-1], Path(name)),
+                }
+                for side, (frames, seconds) in sides.items():
+                    totals[side][0] += frames
+                    totals[side][1] += seconds
+            plain, worker = (frames / seconds for frames, seconds in totals.values())
             if pair >= 0:
                 ratios.append(worker / plain)
                 print(f"plain {plain:8.2f}   run on Ray {worker:8.2f} frames/s   {ratios[-1]:.3f}")
-    asked.put(False)
+    asked.put(None)
     child.join()
     ray.shutdown()
     return float(statistics.median(ratios))
