@@ -33,6 +33,7 @@ from jobs.commit_log import CommitLog, Outcome
 from jobs.config import RunConfig
 from jobs.flags import CORPUS, MODEL, OUT, PROMPTS, STORES, WORKERS
 from jobs.settings import known_keys
+from jobs.verbs import running
 from tests.jobs.outputs import run_plan
 from workers.errors import FencedOut, InputError, MaskmillError, OutageError
 from workers.storage import open_store
@@ -66,7 +67,7 @@ def configurations(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
         seen.append(config)
         return 0
 
-    monkeypatch.setattr(cli, "run_and_report", collect)
+    monkeypatch.setattr(running, "run_and_report", collect)
     return seen
 
 
@@ -274,7 +275,7 @@ def test_error_ends_with_its_exit_code(
     def fenced(*args: Any, **kwargs: Any) -> int:
         raise FencedOut("another driver took over")
 
-    monkeypatch.setattr(cli, "run_and_report", fenced)
+    monkeypatch.setattr(running, "run_and_report", fenced)
     assert cli.main(["run", "clips", "--out", "o"]) == 3
     assert capsys.readouterr().err == "error: another driver took over\n"
     assert cli.main(["run", "clips", "--out", "o", "--debug"]) == 3
@@ -288,7 +289,7 @@ def test_our_own_fault_says_where_its_traceback_is(
         raise ZeroDivisionError("division by zero")
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(cli, "run_and_report", faulty)
+    monkeypatch.setattr(running, "run_and_report", faulty)
     assert cli.main(["run", "clips", "--out", "o"]) == cli.EXIT_FAULT
     sentence = capsys.readouterr().err
     assert len(sentence.splitlines()) == 1
@@ -304,7 +305,7 @@ def test_fault_that_cannot_be_kept_is_still_one_sentence(
         raise ZeroDivisionError("division\nby zero")
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
-    monkeypatch.setattr(cli, "run_and_report", faulty)
+    monkeypatch.setattr(running, "run_and_report", faulty)
     assert cli.main(["run", "clips", "--out", "o"]) == cli.EXIT_FAULT
     (sentence,) = capsys.readouterr().err.splitlines()
     assert "division by zero" in sentence
@@ -320,7 +321,7 @@ def test_error_of_one_video_never_means_that_the_run_finished(
     def fail(*args: Any, **kwargs: Any) -> int:
         raise error
 
-    monkeypatch.setattr(cli, "run_and_report", fail)
+    monkeypatch.setattr(running, "run_and_report", fail)
     assert cli.main(["run", "clips", "--out", "o"]) == code
 
 
@@ -330,7 +331,7 @@ def test_full_disk_is_exit_3(
     def full(*args: Any, **kwargs: Any) -> int:
         raise OSError(errno.ENOSPC, "No space left on device", "/spool/x")
 
-    monkeypatch.setattr(cli, "run_and_report", full)
+    monkeypatch.setattr(running, "run_and_report", full)
     assert cli.main(["run", "clips", "--out", "o"]) == 3
     told = capsys.readouterr().err
     assert told.startswith("error: /spool/x: No space left on device; free some space and type")
@@ -340,7 +341,7 @@ def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*args: Any, **kwargs: Any) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_and_report", interrupted)
+    monkeypatch.setattr(running, "run_and_report", interrupted)
     assert cli.main(["run", "clips", "--out", "o"]) == 130
 
 

@@ -25,6 +25,7 @@ from jobs.config import RunConfig
 from jobs.flags import command_words
 from jobs.planner import make_plan, read_inputs
 from jobs.startup import owner_name, prove_store, reproduce_command
+from jobs.verbs import running
 from tests.servers import free_ports
 from workers.errors import StoreDenied, StoreUnavailable
 from workers.messages import StoreOptions
@@ -42,7 +43,7 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> Typed:
         seen.append(config)
         return 0
 
-    monkeypatch.setattr(cli, "run_and_report", collect)
+    monkeypatch.setattr(running, "run_and_report", collect)
 
     def type_words(words: list[str]) -> RunConfig:
         assert cli.main(words) == 0
