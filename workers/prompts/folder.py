@@ -77,7 +77,7 @@ def read_folder(
         for stat in store.list("")
         if "/" not in stat.key and stat.key.lower().endswith(ENDING)
     ]
-    frames = _frame_indices(names, frame_stems, store.uri)
+    frames = frame_indices(names, frame_stems, store.uri)
     if is_due is not None and mode is not PromptMode.FIRST_FRAME:
         frames = {frame_idx: name for frame_idx, name in frames.items() if is_due(frame_idx)}
     indices = sorted(frames)
@@ -155,10 +155,30 @@ def folder_digests(
     return {video: found.hexdigest() for video, found in hashes.items()}
 
 
-def _frame_indices(
+def frame_indices(
     names: Sequence[str], frame_stems: Sequence[str] | None, uri: str
 ) -> dict[int, str]:
-    """Return the picture of each frame that has one."""
+    """Return the picture of each frame that has one.
+
+    Parameters
+    ----------
+    names : sequence of str
+        File names of the pictures, all ending in ``.png``.
+    frame_stems : sequence of str, optional
+        See `read_folder`.
+    uri : str
+        Their folder, for messages.
+
+    Returns
+    -------
+    dict of int to str
+        File name by 0-based frame index.
+
+    Raises
+    ------
+    InputError
+        A name means no frame, or two mean the same.
+    """
     positions = {stem: i for i, stem in enumerate(frame_stems or ())}
     by_stem = any(name[: -len(ENDING)] in positions for name in names)
     frames: dict[int, str] = {}
@@ -186,7 +206,7 @@ def _frame_indices(
 
 def _objects(data: bytes, uri: str) -> dict[int, NDArray[np.uint8]]:
     """Return the mask of each object on a picture, uint8 of shape (H, W), by ascending id."""
-    values = _read_values(data, uri)
+    values = read_values(data, uri)
     present = np.unique(values)
     if present.max(initial=0) > VOID:
         raise InputError(
@@ -202,8 +222,26 @@ def _objects(data: bytes, uri: str) -> dict[int, NDArray[np.uint8]]:
     }
 
 
-def _read_values(data: bytes, uri: str) -> NDArray[Any]:
-    """Return the stored values of a picture, integers of shape (H, W)."""
+def read_values(data: bytes, uri: str) -> NDArray[Any]:
+    """Return the stored values of a mask image.
+
+    Parameters
+    ----------
+    data : bytes
+        Content of the file.
+    uri : str
+        The file, for messages.
+
+    Returns
+    -------
+    ndarray of int32, shape (H, W)
+        Palette indices or grey values, of few bits as they are stored.
+
+    Raises
+    ------
+    InputError
+        It is no picture, or one with colours.
+    """
     from PIL import Image
 
     try:
