@@ -25,7 +25,7 @@ from workers.errors import ConfigError
 if TYPE_CHECKING:
     from jobs.config import RunConfig
     from jobs.dataset import Frame
-    from jobs.evaluate import ObjectScore
+    from jobs.evaluation.davis import ObjectScore
 
 UInt8Array = NDArray[np.uint8]
 
@@ -189,7 +189,7 @@ def picture_and_score(folder: Path, num_frames: int = NUM_FRAMES) -> DemoResult:
         Scores, and where the picture is.
     """
     from jobs.dataset import open_dataset
-    from jobs.evaluate import evaluate_object, mean_j_and_f
+    from jobs.evaluation.davis import evaluate_object, mean_j_and_f
 
     dataset = open_dataset(str(folder / "dataset"))
     frames = list(dataset.frames(dataset.video(CLIP_NAME)))

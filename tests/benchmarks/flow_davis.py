@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.evaluate import ObjectScore, evaluate_object
+from jobs.evaluation.davis import ObjectScore, evaluate_object
 from workers.trackers.base import TrackingConfig, TrackingFrame, TrackingModelLoader
 from workers.trackers.registry import create_tracking_loader
 

@@ -20,7 +20,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs import evaluate
+from jobs.evaluation import davis as evaluate
 
 Mask = NDArray[np.bool_]
 SHARED = Path(

@@ -20,7 +20,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs import evaluate
+from jobs.evaluation import davis as evaluate
 from tests.trackers.test_conformance import Frames, box_of, drawn_clip, iou, run
 from workers.trackers.base import TrackingConfig, TrackingFrame
 from workers.trackers.flow import FlowLoader
