@@ -28,6 +28,7 @@ from jobs.log_state import LogState, PendingPlan, input_identity
 from jobs.records import (
     PLANS_FOLDER,
     SNAPSHOTS_FOLDER,
+    Job,
     Kind,
     Outcome,
     Quarantined,
@@ -285,6 +286,7 @@ class CommitLog:
         store: Store,
         owner: str,
         *,
+        job: Job | None = None,
         snapshot_every: int = SNAPSHOT_EVERY,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
@@ -297,6 +299,8 @@ class CommitLog:
             The output.
         owner : str
             Says who holds the fence, in errors of those who lost it; unique per driver.
+        job : Job, optional
+            The Ray job that the driver is.
         snapshot_every : int
             Records between two snapshots.
         clock, sleep : callable
@@ -316,7 +320,7 @@ class CommitLog:
         log = cls(store, state, snapshot_every=snapshot_every, clock=clock, sleep=sleep)
         while True:
             log.epoch, log.owner = state.epoch + 1, owner
-            record = log._record(Kind.FENCE, {})
+            record = log._record(Kind.FENCE, {"job": job.to_json()} if job else {})
             found = log._create(record)
             # Another driver took this number: read what it says, and ask for the next one. The
             # newest fence wins, so this one will be it unless yet another comes.

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.records import (
+    Job,
     Kind,
     Outcome,
     Quarantined,
@@ -155,6 +156,8 @@ class LogState:
         Number of the last record applied; 0 for an empty log.
     epoch, owner : int, str
         The last fence; 0 and empty before the first.
+    job : Job or None
+        The Ray job that took it; None for a driver that was not submitted.
     closed : bool
         The log ends with `close`: no driver is at work.
     outcome : Outcome or None
@@ -190,6 +193,7 @@ class LogState:
         self.epoch = 0
         self.owner = ""
         self.fence_s = 0.0
+        self.job: Job | None = None
         self.closed = False
         self.outcome: Outcome | None = None
         self.snapshot_seq = 0
@@ -350,6 +354,8 @@ class LogState:
                 return
             self.epoch, self.owner, self.closed = record.epoch, record.owner, False
             self.fence_s = record.time_s
+            job = record.payload.get("job")
+            self.job = Job.from_json(job) if job else None
         elif (record.epoch, record.owner) != (self.epoch, self.owner):
             self.num_ignored += 1
         else:
@@ -506,6 +512,7 @@ class LogState:
             "epoch": self.epoch,
             "owner": self.owner,
             "fence_s": self.fence_s,
+            "job": self.job.to_json() if self.job else None,
             "closed": self.closed,
             "outcome": self.outcome,
             "snapshots": self.snapshots,
@@ -576,6 +583,7 @@ class LogState:
             setattr(state, name, rest[name])
         for name in ("published_through", "num_committed", "num_ignored"):
             setattr(state, name, rest[name])
+        state.job = Job.from_json(rest["job"]) if rest.get("job") else None
         state.outcome = Outcome(rest["outcome"]) if rest["outcome"] else None
         state.plan = RunPlan.from_json(rest["plan"]) if rest["plan"] else None
         segments = [Segment.from_json(value) for value in rest["segments"]]

@@ -16,6 +16,7 @@ from typing import Any
 from workers.errors import FailureKind, StoreError
 from workers.messages import Part, Proposal, Stage, StageStats
 
+JOBS_FOLDER = "_jobs"
 LOG_FOLDER = "_log"
 PLANS_FOLDER = "_plans"
 SEGMENTS_FOLDER = "_segments"
@@ -159,6 +160,35 @@ class Record:
 
 
 _HEAD = tuple(f.name for f in fields(Record) if f.name != "payload")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The Ray job that a driver is: how others find its cluster from the output alone.
+
+    Attributes
+    ----------
+    job_id : str
+        Submission id on the cluster.
+    address : str
+        URL of the cluster's job server, as whoever submitted reached it; empty when another tool
+        did.
+    session : str
+        Name of the cluster's session: tells it from a later cluster at the same address.
+    """
+
+    job_id: str
+    address: str = ""
+    session: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Job:
+        """Return what `to_json` wrote."""
+        return cls(**{f.name: value[f.name] for f in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)
