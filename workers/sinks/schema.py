@@ -514,13 +514,29 @@ def arrow_schema(table: str) -> pa.Schema:
     Returns
     -------
     pyarrow.Schema
-        Unit and description of every column are in the fields' metadata, name, description and
-        `SCHEMA_VERSION` in the schema's.
+        As `schema_of` makes it.
 
     Raises
     ------
     KeyError
         There is no such table.
+    """
+    return schema_of(_BY_NAME[table])
+
+
+def schema_of(declared: Table) -> pa.Schema:
+    """Return the Arrow schema of a declared table.
+
+    Parameters
+    ----------
+    declared : Table
+        One of `DECLARATIONS`, or a table that is kept beside the dataset.
+
+    Returns
+    -------
+    pyarrow.Schema
+        Unit and description of every column are in the fields' metadata, name, description and
+        `SCHEMA_VERSION` in the schema's.
     """
     import pyarrow as pa
 
@@ -529,7 +545,6 @@ def arrow_schema(table: str) -> pa.Schema:
         "list<int32>": pa.list_(pa.field("element", pa.int32(), nullable=False)),
         "timestamp[us, UTC]": pa.timestamp("us", tz="UTC"),
     }
-    declared = _BY_NAME[table]
     fields = [
         pa.field(
             column.name,
@@ -543,7 +558,7 @@ def arrow_schema(table: str) -> pa.Schema:
         fields,
         metadata={
             VERSION_KEY: str(SCHEMA_VERSION),
-            TABLE_KEY: table,
+            TABLE_KEY: declared.name,
             b"maskmill.description": declared.description,
         },
     )
@@ -562,10 +577,25 @@ def writer_options(table: str) -> dict[str, Any]:
     dict of str to value
         Keyword arguments of `pyarrow.parquet.ParquetWriter`, beside the schema.
     """
+    return writer_options_of(_BY_NAME[table])
+
+
+def writer_options_of(declared: Table) -> dict[str, Any]:
+    """Return the settings the Parquet files of a declared table are written with.
+
+    Parameters
+    ----------
+    declared : Table
+        One of `DECLARATIONS`, or a table that is kept beside the dataset.
+
+    Returns
+    -------
+    dict of str to value
+        Keyword arguments of `pyarrow.parquet.ParquetWriter`, beside the schema.
+    """
     import pyarrow.parquet as pq
 
-    declared = _BY_NAME[table]
-    schema = arrow_schema(table)
+    schema = schema_of(declared)
     dictionary = [c.name for c in declared.columns if c.name not in declared.plain]
     measured = [c.name for c in declared.columns if c.type != "binary"]
     return {
