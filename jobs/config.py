@@ -51,6 +51,12 @@ class CorpusConfig(Section):
     """Files, prefixes, globs or folders of frames, as fsspec URLs."""
     manifest: str | None = None
     """CSV, JSONL or Parquet with a column `video`."""
+    inventory: str | None = None
+    """The ``manifest.json`` of a bucket inventory, read instead of listing the bucket."""
+    since: str | None = None
+    """Only what changed, or is dated, from here on: a date, a time, or an age such as ``36h``."""
+    until: str | None = None
+    """Only what changed, or is dated, before this."""
     videos: tuple[str, ...] = ()
     """Only these, by name or URI, however many more are listed; all of them when empty."""
     limit: int | None = Field(default=None, ge=1)
@@ -130,6 +136,8 @@ class OutConfig(Section):
     store: StoreConfig = StoreConfig()
     single_driver: bool = False
     """Run on a store without conditional writes; the user promises that no other driver runs."""
+    if_running: Literal["take-over", "refuse"] = "take-over"
+    """What a start does while another driver is at work on this output: fence it out, or not."""
 
 
 class RunConfig(Section):

@@ -23,6 +23,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.config import CorpusConfig
+from jobs.inventory import Inventory, read_inventory
 from jobs.manifest import MANIFEST_SUFFIXES, Rows, read_manifest, video_key, video_keys
+from jobs.recency import Window, dated_paths, fixed_folder, has_dates
 from workers.decode.frames import folder_identity, is_image
 from workers.errors import ConfigError
 from workers.messages import SourceKind, StoreOptions, VideoSource
@@ -209,21 +212,33 @@ def list_corpus(config: CorpusConfig, *, stat: bool = True) -> Corpus:
     Raises
     ------
     ConfigError
-        Nothing was asked for or found, a manifest is unreadable as a whole, or a video to pick
-        is not there.
+        Nothing was asked for or found, a manifest or inventory is unreadable as a whole, or a
+        video to pick is not there. With ``--since`` a corpus without news is empty, not wrong,
+        as long as there is anything at all in its place.
     StoreError
         The store cannot be reached or refuses.
     """
     options = config.store.options()
-    if not config.paths and config.manifest is None:
-        raise ConfigError("no corpus was given: name a folder, a file, a glob or a manifest")
-    found = _Found(options, config.stride)
-    for path in config.paths:
-        found.add_path(path)
+    inventory = None
+    if config.inventory is not None:
+        inventory = read_inventory(config.inventory, options)
+    paths = config.paths
+    if not paths and config.manifest is None:
+        if inventory is None:
+            raise ConfigError("no corpus was given: name a folder, a file, a glob or a manifest")
+        paths = (f"{inventory.root}/",)
+    now = datetime.now(UTC)
+    window = Window.parse(config.since, config.until, now)
+    found = _Found(options, config.stride, window, inventory)
+    for path in paths:
+        if window is not None and has_dates(path):
+            found.add_dates(path, dated_paths(path, window, now))
+        else:
+            found.add_path(path)
     if config.manifest is not None:
         found.add_manifest(config.manifest)
     table, faults = found.columns()
-    if not table.num_rows:
+    if not table.num_rows and not found.is_news_only:
         raise ConfigError(found.nothing_sentence())
     root = _common_folder(found.bases)
     table, faults = _without_duplicates(table, faults)
@@ -245,16 +260,50 @@ def list_corpus(config: CorpusConfig, *, stat: bool = True) -> Corpus:
 class _Found:
     """What paths and manifests named, gathered into columns."""
 
-    def __init__(self, options: StoreOptions, stride: int) -> None:
+    def __init__(
+        self,
+        options: StoreOptions,
+        stride: int,
+        window: Window | None = None,
+        inventory: Inventory | None = None,
+    ) -> None:
         self.options = options
         self.stride = stride
+        self.window = window
+        self.inventory = inventory
         self.num_ignored = 0
         self.warnings: list[str] = []
         self.bases: list[str] = []
         """One folder per thing asked for, each ending with a slash."""
+        self.is_news_only = False
+        """Something is there, but it lies outside the window."""
         self._searched: list[str] = []
         self._parts: list[Rows] = []
         self._rows = _ListedRows(stride)
+        if inventory is not None and inventory.written is not None:
+            self.warnings.append(
+                f"the inventory is of {inventory.written:%Y-%m-%dT%H:%MZ}: what came later is not "
+                f"in it"
+            )
+
+    def add_dates(self, path: str, places: Iterable[str]) -> None:
+        """Search the folders that a path with date fields means; those not there yet are empty."""
+        fixed = fixed_folder(path)
+        root, key = split_uri(fixed)
+        store = open_store(root, self.options)
+        if next(self._list(store, key), None) is None:
+            raise ConfigError(f"{fixed} holds nothing: correct the path of the corpus")
+        self.is_news_only = True
+        self.bases.append(store.uri_of(key))
+        # The dates in the path say what is new; when a file arrived there does not matter.
+        window, self.window = self.window, None
+        for place in places:
+            key = split_uri(place)[1]
+            if _GLOB.search(key):
+                self._search_glob(store, key, place)
+            else:
+                self._search(store, key if key.endswith("/") else f"{key}/", place, None)
+        self.window = window
 
     def add_path(self, path: str) -> None:
         root, key = split_uri(path)
@@ -265,9 +314,7 @@ class _Found:
                 self._add_object(store, found, path)
                 return
         if _GLOB.search(key):
-            fixed = _GLOB.split(key, maxsplit=1)[0]
-            prefix = fixed[: fixed.rfind("/") + 1]
-            self._search(store, prefix, path, _glob_matcher(key.rstrip("/"), len(prefix)))
+            self._search_glob(store, key, path)
             return
         local = store.local_path(key) if key else None
         if local is not None and not local.exists():
@@ -321,6 +368,22 @@ class _Found:
             self._parts.append(rows)
             self.bases.append(base)
 
+    def _list(self, store: Store, prefix: str) -> Iterator[ObjectStat]:
+        """List a prefix: from the inventory, where one was given."""
+        if self.inventory is None:
+            return store.list(prefix)
+        if store.uri != self.inventory.root:
+            raise ConfigError(
+                f"the inventory {self.inventory.uri} is of {self.inventory.root}, not of "
+                f"{store.uri}: name paths in that bucket"
+            )
+        return self.inventory.list(prefix)
+
+    def _search_glob(self, store: Store, key: str, path: str) -> None:
+        fixed = _GLOB.split(key, maxsplit=1)[0]
+        prefix = fixed[: fixed.rfind("/") + 1]
+        self._search(store, prefix, path, _glob_matcher(key.rstrip("/"), len(prefix)))
+
     def _search(
         self,
         store: Store,
@@ -333,12 +396,15 @@ class _Found:
         takes_any = matches is not None and bool(re.search(r"\.[A-Za-z0-9]+$", path))
         folders: dict[str, _Images] = {}
         with_videos: set[str] = set()
-        for stat in store.list(prefix):
+        for stat in self._list(store, prefix):
             below = stat.key[len(prefix) :]
             if below.endswith("/") or any(part.startswith(".") for part in below.split("/")):
                 continue
             folder = stat.key[: stat.key.rfind("/") + 1]
             chosen = matches is None or matches(stat.key)
+            if self.window is not None and not self.window.holds(stat.mtime_ns):
+                chosen = False
+                self.is_news_only = True
             suffix = _suffix(stat.key)
             if is_image(stat.key[len(folder) :]):
                 # the whole folder counts, also where a glob names only some of its images

@@ -136,6 +136,22 @@ CORPUS = Group(
             metavar="FILE",
         ),
         Flag(
+            "--inventory",
+            ("corpus.inventory",),
+            str,
+            "The manifest.json of a bucket inventory, read instead of listing the bucket.",
+            metavar="URI",
+        ),
+        Flag(
+            "--since",
+            ("corpus.since",),
+            str,
+            "Only what changed from here on: 2026-11-19, 2026-11-19T22:00 (UTC), 36h, 7d. A CORPUS "
+            "with date fields, s3://bucket/day=%Y-%m-%d/, is listed for those dates alone.",
+            metavar="TIME",
+        ),
+        Flag("--until", ("corpus.until",), str, "Only what changed before this.", metavar="TIME"),
+        Flag(
             "--video",
             ("corpus.videos",),
             list[str],
@@ -169,6 +185,13 @@ OUT = Group(
             ("out.single_driver",),
             bool,
             "Accept a store without conditional writes; you promise that no other driver runs.",
+        ),
+        Flag(
+            "--if-running",
+            ("out.if_running",),
+            Literal["take-over", "refuse"],
+            "While another driver is at work on this output: fence it out, or refuse to start.",
+            "take-over",
         ),
     ),
 )

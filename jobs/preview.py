@@ -221,6 +221,10 @@ def preview_lines(
                 f"{plan.num_committed:,} committed, {plan.num_quarantined:,} in quarantine",
             )
         )
+    if plan.num_changed:
+        lines.append(
+            fact("changed", f"{plan.num_changed:,} of those to track replace committed rows")
+        )
     num_frames = int(plan.num_frames[readable].sum())
     lines.append(fact("frames", f"about {num_frames:,} to track"))
     if preview.hours is not None:

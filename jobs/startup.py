@@ -11,16 +11,21 @@ import shlex
 import signal
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 
-from jobs.commit_log import told_of_output
+from jobs.commit_log import read_state, told_of_output
 from jobs.config import OutConfig, PoolConfig, RunConfig
 from jobs.flags import command_words
+from jobs.status import STATUS_KEY
 from workers.errors import StoreError
 from workers.storage import Store, probe_store
 from workers.weights import fetch_weights
+
+WATCH_LIVE_S = 12.0
+"""A living driver overwrites its status within this, even if it misses one turn."""
 
 
 def owner_name() -> str:
@@ -45,6 +50,47 @@ def prove_store(store: Store, *, single_driver: bool) -> None:
             f"{store.uri} cannot keep two drivers apart: {report.problems[0]}; use a store with "
             f"conditional writes, or pass --single-driver if no other driver will ever write there"
         )
+
+
+def refuse_live(store: Store) -> None:
+    """Refuse to start while another driver is at work on an output.
+
+    A log that is not closed belongs to a driver that works or to one that died. No clock can tell
+    which, since two machines' clocks differ; but a living one overwrites its status every few
+    seconds and appends to the log, so it is watched for somewhat longer than that.
+
+    Parameters
+    ----------
+    store : Store
+        The output.
+
+    Raises
+    ------
+    StoreError
+        A driver gave a sign of life.
+    """
+    state = read_state(store)
+    if state.last_seq == 0 or state.closed:
+        return
+    status = _status_bytes(store)
+    deadline = time.monotonic() + WATCH_LIVE_S
+    while time.monotonic() < deadline:
+        time.sleep(1.0)
+        seen = read_state(store)
+        if seen.closed:
+            return
+        if seen.last_seq != state.last_seq or _status_bytes(store) != status:
+            raise StoreError(
+                f"driver {seen.owner} is at work on {store.uri}: let it finish, or start with "
+                f"--if-running take-over to fence it out"
+            )
+
+
+def _status_bytes(store: Store) -> bytes | None:
+    try:
+        return store.read_bytes(STATUS_KEY)
+    except FileNotFoundError:
+        return None
 
 
 def reproduce_command(config: RunConfig, uri: str) -> str:
