@@ -2,8 +2,8 @@
 
 Events come in (`worker_ready`, `attempt_failed`, `tick`, ...), actions come out (`Begin`, `Kill`,
 `Commit`, ...), and the time is an argument, so every schedule of faults can be replayed in a test.
-Pending tasks are a numpy array and a cursor; only a task that was begun and has not ended is an
-object, so ten million pending videos cost their order and nothing else.
+Pending tasks are arrays (`jobs.backlog`); only a task that was begun and has not ended is an
+object, so ten million pending videos cost their order and their lengths, and nothing else.
 
 When many videos fail, is it they or the world around them? An outage must quarantine no good video,
 and what concerns one video must never stop a run, so final failures are counted in three ways.
@@ -12,6 +12,15 @@ quarantined at once and says nothing about an outage, neither for it nor against
 may well hold a thousand web pages named ``.mp4`` in a row. `TRANSIENT` (a store that gave no answer
 in all the tries) speaks against the store, however few workers asked and whatever it said, until a
 commit proves the contrary. All others are an outage when many in a row look alike on two workers.
+
+Workers may be unlike each other. Where several have nothing to do, the fastest begins the longest
+video. One that is clearly slower leaves the longest to the others and begins what it can do in the
+time that the fastest would need for the longest one left; and it rests where it would still be at
+its video long after the others had finished everything (`_longest_for`, `_is_better_left`).
+
+Workers come and go. One whose node is being taken away begins nothing more; what it runs goes on
+where it can end in time, and is cancelled, uncharged, where it cannot. One that has had nothing to
+do for a while is released, where the caller allows it.
 """
 
 from __future__ import annotations
@@ -23,11 +32,12 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from math import isfinite
+from math import inf, isfinite
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.backlog import Backlog
 from workers.errors import (
     ConfigError,
     FailureKind,
@@ -58,6 +68,8 @@ class FaultPolicy:
         number when it is the store that does not answer.
     max_start_failures : int
         With no worker ready, so many failures to start (beyond one per wanted worker) end the run.
+    drain_margin_s : float
+        So long before its node goes, a worker's last attempts are cancelled.
     """
 
     max_charged: int = 4
@@ -70,6 +82,7 @@ class FaultPolicy:
     backoff_max_s: float = 60.0
     outage_after: int = 20
     max_start_failures: int = 3
+    drain_margin_s: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +122,22 @@ class StartWorker:
 
 
 @dataclass(frozen=True, slots=True)
+class ForgoWorker:
+    """One of the workers that are starting is not needed: give one up that has no place yet.
+
+    It answers with `worker_lost`, as preempted; where all have a place nothing happens.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """End a worker that runs nothing, in good order; nothing more is heard of it."""
+
+    worker_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """The attempt's results become part of the dataset; said once per task at most."""
 
@@ -135,7 +164,7 @@ class Stop:
     error: MaskmillError
 
 
-Action = Begin | Cancel | Kill | StartWorker | Commit | Quarantine | Stop
+Action = Begin | Cancel | Kill | StartWorker | ForgoWorker | Release | Commit | Quarantine | Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +206,9 @@ class _Attempt:
     worker_id: str
     phase: Phase = Phase.DOWNLOADING
     num_steps: int = 0
+    num_bytes: int = 0
     progress_at: float = 0.0
+    is_cancelled: bool = False
 
 
 @dataclass(slots=True)
@@ -190,8 +221,18 @@ class _Worker:
     """It runs an attempt that must be alone."""
     reserved: bool = False
     """It runs dry, because a suspect waits for a worker of its own."""
-    retiring: bool = False
-    """Its tracker failed: it ends what it has and is replaced by a fresh one."""
+    retiring: str = ""
+    """Why it ends what it has and is replaced by a fresh one; empty while it stays."""
+    drains_at: float | None = None
+    """When its node goes, where that is known to happen; infinity for some time."""
+    speed: float | None = None
+    """Units of cost per second, where measured."""
+    idle_since: float = 0.0
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it begins nothing more."""
+        return bool(self.retiring) or self.drains_at is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +273,14 @@ class Scheduler:
     attempt_prefix : str
         Goes before every attempt id; carries the driver's epoch, which makes ids unique over the
         life of the output.
+    costs : ndarray of number, shape (num_tasks,), optional
+        Length of each task, in the unit in which speeds and steps are told (frames); the order is
+        by falling cost. Without, all are alike and no speed matters.
+    idle_after_s : float, optional
+        A worker that had nothing to do for so long is released when fewer tasks are left than
+        there are workers; never without.
+    min_workers : int
+        So many are kept all the same.
 
     Notes
     -----
@@ -253,6 +302,9 @@ class Scheduler:
         slots_per_worker: int = 1,
         prefetch: int = 1,
         attempt_prefix: str = "",
+        costs: NDArray[np.number] | None = None,
+        idle_after_s: float | None = None,
+        min_workers: int = 0,
     ) -> None:
         if order.shape != (num_tasks,):
             raise ValueError(f"order needs one entry per task ({num_tasks}), got {order.shape = }")
@@ -263,8 +315,8 @@ class Scheduler:
             )
         self.num_tasks = num_tasks
         self.policy = policy or FaultPolicy()
-        self._order = order
-        self._cursor = 0
+        self._backlog = Backlog(order, costs)
+        self._knows_costs = costs is not None
         self._entries: dict[int, _Task] = {}
         self._attempts: dict[str, _Attempt] = {}
         self._workers: dict[str, _Worker] = {}
@@ -280,10 +332,16 @@ class Scheduler:
         self._slots = slots_per_worker
         self._prefetch = prefetch
         self._prefix = attempt_prefix
+        self._idle_after_s = idle_after_s
+        self._min_workers = min_workers
+        self._forgo_not_before = -inf
+        self._fastest: float | None = None
+        self._fastest_is_known = True
         self._num_starting = 0
         self._start_failures = 0
         self._start_not_before = float("-inf")
         self._num_ready = 0
+        self._num_draining = 0
         self._committed = 0
         self._quarantined = 0
         self._alike = _Streak()
@@ -306,7 +364,7 @@ class Scheduler:
         running = len(self._attempts)
         withheld = self._num_withheld
         return TaskCounts(
-            pending=self.num_tasks - self._cursor,
+            pending=len(self._backlog),
             running=running,
             retrying=len(self._entries) - running - withheld,
             withheld=withheld,
@@ -320,11 +378,14 @@ class Scheduler:
             return None
         times = [deadline for _, deadline in self._deadlines()]
         if not self._interrupted:
+            times += [due for _, due in self._drain_deadlines()]
+            times += self._surplus_deadlines()
             if self._backoff:
                 times.append(self._backoff[0][0])
             if self._num_missing() > 0 and isfinite(self._start_not_before):
                 times.append(self._start_not_before)
-        return min(times, default=None)
+        soonest = min(times, default=inf)
+        return soonest if soonest < inf else None
 
     # -- events --------------------------------------------------------------------------------
 
@@ -333,8 +394,56 @@ class Scheduler:
         return self._settle([], now)
 
     def resize(self, num_workers: int, now: float) -> list[Action]:
-        """Want another number of workers; fewer only means that lost ones are not replaced."""
+        """Want another number of workers; with fewer, those that work end what they have."""
         self._wanted = max(1, num_workers)
+        return self._settle([], now)
+
+    def set_speed(self, worker_id: str, speed: float | None) -> None:
+        """Take note of a worker's measured speed, in units of cost per second."""
+        worker = self._workers.get(worker_id)
+        if worker is not None and speed != worker.speed:
+            worker.speed = speed
+            self._fastest_is_known = False
+
+    def worker_draining(self, worker_id: str, ends_at: float, now: float) -> list[Action]:
+        """Take note that a worker's node is going to be taken away.
+
+        The worker gets no new video. What it tracks goes on if it can end in time, as far as
+        length and speed tell; everything else on it is cancelled, which is not charged.
+
+        Parameters
+        ----------
+        worker_id : str
+            The worker; one that is not in service is no concern of this.
+        ends_at : float
+            When the node goes; infinity when nobody said.
+        now : float
+            The time.
+
+        Returns
+        -------
+        list of Action
+            What follows: `Cancel`, a worker in its place, and its `Release` once it is empty.
+        """
+        worker = self._workers.get(worker_id)
+        if self._stopped or worker is None or worker.drains_at is not None:
+            return []
+        worker.drains_at = ends_at
+        self._num_draining += 1
+        self._open[worker_id] = worker
+        self._fastest_is_known = False
+        actions: list[Action] = []
+        self._cancel_hopeless(now, actions)
+        return self._settle(actions, now)
+
+    def replace_workers(self, reason: str, now: float) -> list[Action]:
+        """Have every worker end what it has begun, and a fresh one take its place."""
+        if self._stopped:
+            return []
+        for worker in self._workers.values():
+            worker.retiring = worker.retiring or reason
+            self._open[worker.worker_id] = worker
+        self._fastest_is_known = False
         return self._settle([], now)
 
     def worker_ready(self, worker_id: str, now: float) -> list[Action]:
@@ -345,7 +454,7 @@ class Scheduler:
         self._start_failures = 0
         self._start_not_before = float("-inf")
         self._num_ready += 1
-        worker = _Worker(worker_id, self._num_ready)
+        worker = _Worker(worker_id, self._num_ready, idle_since=now)
         self._workers[worker_id] = self._open[worker_id] = worker
         return self._settle([], now)
 
@@ -397,7 +506,7 @@ class Scheduler:
         lost = list(worker.attempts.values())
         died_alone = len(lost) == 1
         for attempt in lost:
-            entry = self._drop_attempt(attempt)
+            entry = self._drop_attempt(attempt, now)
             if self._interrupted or cause is FailureKind.PREEMPTED:
                 self._retry(entry)
             elif died_alone:
@@ -413,7 +522,7 @@ class Scheduler:
         attempt = self._attempts.get(attempt_id)
         if self._stopped or attempt is None:
             return []
-        entry = self._drop_attempt(attempt)
+        entry = self._drop_attempt(attempt, now)
         del self._entries[entry.task]
         self._committed += 1
         actions: list[Action] = [Commit(entry.task, attempt_id, entry.number)]
@@ -431,7 +540,7 @@ class Scheduler:
         if kind is FailureKind.OUTAGE:
             return self._stop([], StoreError(message))
         worker = self._workers[attempt.worker_id]
-        entry = self._drop_attempt(attempt)
+        entry = self._drop_attempt(attempt, now)
         actions: list[Action] = []
         if self._interrupted or kind is FailureKind.PREEMPTED:
             self._retry(entry)
@@ -439,20 +548,25 @@ class Scheduler:
             if kind is FailureKind.TRACKER:
                 # An exception in the model may leave its process spoiled (a CUDA context after a
                 # device-side assertion, say), so the worker gets nothing more.
-                worker.retiring = True
+                worker.retiring = "its tracker failed, a fresh worker takes over"
+                self._fastest_is_known = False
             self._charge(entry, _Failure(kind, message, traceback), worker.worker_id, now, actions)
         return self._settle(actions, now)
 
-    def progress(self, attempt_id: str, phase: Phase, num_steps: int, now: float) -> list[Action]:
+    def progress(
+        self, attempt_id: str, phase: Phase, num_steps: int, now: float, num_bytes: int = 0
+    ) -> list[Action]:
         """Take a heartbeat: another count, or another phase, starts the attempt's deadline anew.
 
         A smaller count is progress too: what is counted may change, as from frames decoded to
         frames tracked.
         """
         attempt = self._attempts.get(attempt_id)
-        if attempt is not None and (phase, num_steps) != (attempt.phase, attempt.num_steps):
-            attempt.phase = phase
-            attempt.num_steps = num_steps
+        if attempt is None:
+            return []
+        heard = (phase, num_steps, num_bytes)
+        if heard != (attempt.phase, attempt.num_steps, attempt.num_bytes):
+            attempt.phase, attempt.num_steps, attempt.num_bytes = heard
             attempt.progress_at = now
         return []
 
@@ -464,6 +578,9 @@ class Scheduler:
         for attempt, deadline in list(self._deadlines()):
             if deadline <= now and attempt.attempt_id in self._attempts and not self._stopped:
                 self._stop_stuck(attempt, now, actions)
+        if not (self._interrupted or self._stopped):
+            self._cancel_hopeless(now, actions)
+            self._let_go_of_surplus(now, actions)
         return self._settle(actions, now)
 
     def interrupt(self, now: float) -> list[Action]:
@@ -614,8 +731,9 @@ class Scheduler:
         )
         self._kill(worker, reason, actions, stuck=attempt.attempt_id)
         for other in list(worker.attempts.values()):
-            entry = self._drop_attempt(other)
-            if other is attempt and not self._interrupted:
+            entry = self._drop_attempt(other, now)
+            is_charged = not self._interrupted and worker.drains_at is None
+            if other is attempt and is_charged:
                 failure = _Failure(FailureKind.STUCK, reason)
                 self._charge(entry, failure, worker.worker_id, now, actions)
             else:
@@ -684,21 +802,103 @@ class Scheduler:
     def _drop_worker(self, worker: _Worker) -> None:
         del self._workers[worker.worker_id]
         self._open.pop(worker.worker_id, None)
+        self._num_draining -= worker.drains_at is not None
+        self._fastest_is_known = False
 
-    def _drop_attempt(self, attempt: _Attempt) -> _Task:
+    def _drop_attempt(self, attempt: _Attempt, now: float) -> _Task:
         del self._attempts[attempt.attempt_id]
         worker = self._workers.get(attempt.worker_id)
         if worker is not None:
             del worker.attempts[attempt.attempt_id]
             worker.exclusive = False
+            worker.idle_since = now
             self._open[worker.worker_id] = worker
         return attempt.entry
 
     def _num_missing(self) -> int:
         """Return how many workers are wanted beyond those that are there or on their way."""
+        staying = len(self._workers) - self._num_draining
+        return self._num_useful() - staying - self._num_starting
+
+    def _num_useful(self) -> int:
+        """Return how many workers could have something to do, and are wanted."""
         # Withheld tasks never run again, so they are no reason for a worker.
         unfinished = self.num_tasks - self._committed - self._quarantined - self._num_withheld
-        return min(self._wanted, unfinished) - len(self._workers) - self._num_starting
+        return min(self._wanted, unfinished)
+
+    # -- nodes that go, workers without work -----------------------------------------------------
+
+    def _drain_deadlines(self) -> Iterator[tuple[_Attempt, float]]:
+        """Yield the attempts on draining workers that are not cancelled, and when they must be."""
+        for worker in self._workers.values():
+            if worker.drains_at is None:
+                continue
+            last_s = worker.drains_at - self.policy.drain_margin_s
+            for attempt in worker.attempts.values():
+                if not attempt.is_cancelled:
+                    yield attempt, (last_s if self._may_end_by(attempt, worker, last_s) else -inf)
+
+    def _may_end_by(self, attempt: _Attempt, worker: _Worker, time_s: float) -> bool:
+        """Whether an attempt may end in time; what is not tracked yet is better begun elsewhere."""
+        if attempt.phase is Phase.FINISHING:
+            return True
+        if attempt.phase is not Phase.TRACKING:
+            return False
+        if not self._knows_costs or not worker.speed:
+            return True  # it may, and the worker has nothing else to do
+        return attempt.progress_at + self._left_of(attempt) / worker.speed <= time_s
+
+    def _left_of(self, attempt: _Attempt) -> float:
+        """Return what is left of an attempt, in units of cost."""
+        is_counting = attempt.phase in (Phase.TRACKING, Phase.FINISHING)
+        done = attempt.num_steps if is_counting and self._knows_costs else 0
+        return max(0.0, self._backlog.cost(attempt.entry.task) - done)
+
+    def _cancel_hopeless(self, now: float, actions: list[Action]) -> None:
+        for attempt, due in list(self._drain_deadlines()):
+            if due <= now:
+                attempt.is_cancelled = True
+                actions.append(Cancel(attempt.worker_id, attempt.attempt_id))
+
+    def _num_surplus(self) -> int:
+        if self._idle_after_s is None:
+            return 0
+        staying = len(self._workers) - self._num_draining
+        return staying + self._num_starting - max(self._min_workers, self._num_useful())
+
+    def _surplus_deadlines(self) -> list[float]:
+        """Return when workers that are too many are next let go."""
+        if self._idle_after_s is None or self._num_surplus() <= 0:
+            return []
+        if self._num_starting:
+            return [self._forgo_not_before]
+        idle = [w.idle_since for w in self._workers.values() if not (w.attempts or w.is_leaving)]
+        return [min(idle) + self._idle_after_s] if idle else []
+
+    def _let_go_of_surplus(self, now: float, actions: list[Action]) -> None:
+        """Give up workers that the tail does not need: those on their way, then slow idle ones."""
+        surplus = self._num_surplus()
+        if self._idle_after_s is None or surplus <= 0:
+            return
+        if self._num_starting:
+            if now >= self._forgo_not_before:
+                self._forgo_not_before = now + self._idle_after_s
+                actions += [ForgoWorker()] * min(surplus, self._num_starting)
+            return
+        idle = [
+            worker
+            for worker in self._workers.values()
+            if not (worker.attempts or worker.is_leaving)
+            and now >= worker.idle_since + self._idle_after_s
+        ]
+        idle.sort(key=lambda worker: worker.speed or inf)
+        for worker in idle[:surplus]:
+            self._release_worker(worker, "no video was left for it", actions)
+
+    def _release_worker(self, worker: _Worker, reason: str, actions: list[Action]) -> None:
+        actions.append(Release(worker.worker_id, reason))
+        self._gone.add(worker.worker_id)
+        self._drop_worker(worker)
 
     # -- the next actions ----------------------------------------------------------------------
 
@@ -706,12 +906,15 @@ class Scheduler:
         """Complete an event's actions: end, replace and fill workers."""
         if self._stopped:
             return actions
-        if self._num_withheld == len(self._entries) and self._cursor == self.num_tasks:
+        if self._num_withheld == len(self._entries) and not len(self._backlog):
             self._release_at_the_end(actions)
         if self._interrupted or self._stopped:
             return actions
-        for worker in [w for w in self._open.values() if w.retiring and not w.attempts]:
-            self._kill(worker, "its tracker failed, a fresh worker takes over", actions)
+        for worker in [w for w in self._open.values() if w.is_leaving and not w.attempts]:
+            if worker.drains_at is not None:
+                self._release_worker(worker, "its node is being taken away", actions)
+            else:
+                self._kill(worker, worker.retiring, actions)
         if now >= self._start_not_before:
             for _ in range(self._num_missing()):
                 self._num_starting += 1
@@ -732,7 +935,7 @@ class Scheduler:
         self._reserved.clear()
         for _ in range(len(self._suspects)):
             able = [
-                w for w in self._workers.values() if not (w.retiring or w.exclusive or w.reserved)
+                w for w in self._workers.values() if not (w.is_leaving or w.exclusive or w.reserved)
             ]
             if not able:
                 return
@@ -753,7 +956,7 @@ class Scheduler:
                 self._retries.remove(entry)
                 self._begin(preferred, entry, now, actions)
         for depth in range(self._slots + self._prefetch):
-            for worker in list(self._open.values()):
+            for worker in self._fastest_first():
                 if not self._num_waiting():
                     return
                 if depth >= self._slots and self._num_waiting() <= self._wanted * self._slots:
@@ -761,8 +964,10 @@ class Scheduler:
                     # worker has nothing to do.
                     return
                 if len(worker.attempts) == depth and self._room(worker, prefetch=True) > 0:
-                    self._begin(worker, self._next_task(), now, actions)
-                if self._room(worker, prefetch=True) <= 0 and not worker.retiring:
+                    following = self._next_task(worker)
+                    if following is not None:
+                        self._begin(worker, following, now, actions)
+                if self._room(worker, prefetch=True) <= 0 and not worker.is_leaving:
                     self._open.pop(worker.worker_id, None)
 
     def _begin_on_fresh(self, now: float, actions: list[Action]) -> None:
@@ -780,13 +985,13 @@ class Scheduler:
             self._begin(worker, self._want_fresh.popleft(), now, actions)
 
     def _room(self, worker: _Worker, *, prefetch: bool = False) -> int:
-        if worker.exclusive or worker.reserved or worker.retiring:
+        if worker.exclusive or worker.reserved or worker.is_leaving:
             return 0
         return self._slots + (self._prefetch if prefetch else 0) - len(worker.attempts)
 
     def _num_waiting(self) -> int:
         """Return how many tasks any worker could begin now."""
-        count = len(self._retries) + self.num_tasks - self._cursor
+        count = len(self._retries) + len(self._backlog)
         if count:
             return count
         # What waits for a fresh worker takes any other, once that has nothing better to do and no
@@ -794,15 +999,66 @@ class Scheduler:
         is_coming = self._num_starting > 0 and not self._start_failures
         return 0 if is_coming else len(self._want_fresh)
 
-    def _next_task(self) -> _Task:
+    def _next_task(self, worker: _Worker) -> _Task | None:
+        """Return what a worker with room begins, or None when it had better rest."""
         if self._retries:
             return self._retries.popleft()
-        if self._cursor == self.num_tasks:
+        if not len(self._backlog):
             return self._want_fresh.popleft()
-        entry = _Task(int(self._order[self._cursor]))
-        self._cursor += 1
-        self._entries[entry.task] = entry
+        task = self._backlog.take(self._longest_for(worker))
+        if task is None and not self._is_better_left(worker):
+            task = self._backlog.take_shortest()
+        if task is None:
+            return None
+        entry = self._entries[task] = _Task(task)
         return entry
+
+    # -- workers that are unlike -----------------------------------------------------------------
+
+    def _top_speed(self) -> float | None:
+        """Return the speed of the fastest worker that stays; None while none is known."""
+        if not self._fastest_is_known:
+            speeds = [w.speed for w in self._workers.values() if w.speed and not w.is_leaving]
+            self._fastest = max(speeds, default=None)
+            self._fastest_is_known = True
+        return self._fastest if self._knows_costs else None
+
+    def _fastest_first(self) -> list[_Worker]:
+        """Return the workers that may have room; one that is not measured is no slower."""
+        workers = list(self._open.values())
+        top = self._top_speed()
+        if top is not None and len(workers) > 1:
+            workers.sort(key=lambda worker: -(worker.speed or top))
+        return workers
+
+    def _longest_for(self, worker: _Worker) -> float:
+        """Return the cost of the longest task that a worker should begin now.
+
+        A slow worker takes no longer for its task than the fastest would for the longest one left.
+        """
+        top = self._top_speed()
+        if top is None or not worker.speed or worker.speed >= _AS_FAST * top:
+            return inf
+        return self._backlog.longest * worker.speed / top
+
+    def _is_better_left(self, worker: _Worker) -> bool:
+        """Whether the others will have done the shortest task left long before this worker could.
+
+        Only what works counts: while the others do, their news bring this worker back here.
+        """
+        if worker.attempts:
+            return True  # for later: it is not idle
+        shortest, speed = self._backlog.shortest, worker.speed or inf
+        total_speed, total_left, soonest_s = 0.0, self._backlog.total_cost, inf
+        for other in self._workers.values():
+            if other.attempts and other.speed and not other.is_leaving and other.speed > speed:
+                left = sum(self._left_of(attempt) for attempt in other.attempts.values())
+                total_speed += other.speed
+                total_left += left
+                soonest_s = min(soonest_s, (left + shortest) / other.speed)
+        if not total_speed:
+            return False
+        return shortest / speed > _LONGER * max(soonest_s, total_left / total_speed)
 
     def _begin(self, worker: _Worker, entry: _Task, now: float, actions: list[Action]) -> None:
         entry.number += 1
@@ -821,6 +1077,8 @@ class Scheduler:
         return actions
 
 
+_AS_FAST = 2 / 3  # of the fastest: speeds differ by what is in the videos, too
+_LONGER = 1.2  # so much later than the others is too late; lengths and speeds are estimates
 _FATAL_AT_START = (ConfigError, StoreDenied, StoreFull)  # every worker would meet the same
 _PREFERENCE_DEPTH = 64  # retries looked through for one that prefers a worker with room
 _PUNCTUATION = ".,:;!?()[]\"'`"

@@ -14,6 +14,12 @@
 * What failed in the tracker goes to a worker that came later, while others have other work.
 * A worker that never becomes ready ends the run with one sentence, instead of a loop; once some
   worker was ready, a node that cannot be used ends nothing.
+* Workers of unlike speed: the fastest begins the longest video; a slower one the longest that it
+  does in the time the fastest needs for the longest; none rests but for a faster one that works.
+* A worker whose node is being taken away begins nothing, is cancelled what cannot end in time, and
+  is released once it is empty; it is replaced at once.
+* Only a worker that was idle for long, beyond those the tail can use and those to be kept, is
+  released for want of work.
 """
 
 from __future__ import annotations
@@ -32,8 +38,10 @@ from jobs.scheduler import (
     Cancel,
     Commit,
     FaultPolicy,
+    ForgoWorker,
     Kill,
     Quarantine,
+    Release,
     Scheduler,
     StartWorker,
     Stop,
@@ -95,6 +103,9 @@ class AnySchedule(RuleBasedStateMachine):
         prefetch=st.integers(0, 2),
         outage_after=st.sampled_from([3, 20]),
         seed=st.integers(0, 9),
+        idle_after_s=st.sampled_from([None, 4.0, 100.0]),
+        min_workers=st.integers(0, 2),
+        knows_costs=st.booleans(),
     )
     def begin_run(
         self,
@@ -104,23 +115,39 @@ class AnySchedule(RuleBasedStateMachine):
         prefetch: int,
         outage_after: int,
         seed: int,
+        idle_after_s: float | None,
+        min_workers: int,
+        knows_costs: bool,
     ) -> None:
         self.now = 0.0
+        dice = np.random.default_rng(seed)
+        self.costs = dice.integers(1, 60, num_tasks).astype(np.float32)
+        order = np.argsort(-self.costs) if knows_costs else dice.permutation(num_tasks)
+        self.knows_costs = knows_costs
+        self.idle_after_s, self.min_workers = idle_after_s, min_workers
         self.room = slots + prefetch
         self.policy = FaultPolicy(outage_after=outage_after)
         self.scheduler = Scheduler(
             num_tasks,
-            np.random.default_rng(seed).permutation(num_tasks),
+            order,
             num_workers=num_workers,
             policy=self.policy,
             slots_per_worker=slots,
             prefetch=prefetch,
+            costs=self.costs if knows_costs else None,
+            idle_after_s=idle_after_s,
+            min_workers=min_workers,
         )
         self.num_tasks = num_tasks
         self.num_wanted = num_workers
         self.starting: list[str] = []
         self.num_started = 0
         self.workers: dict[str, dict[str, Begin]] = {}
+        self.draining: set[str] = set()
+        self.retiring: set[str] = set()
+        self.speeds: dict[str, float] = {}
+        self.idle_since: dict[str, float] = {}
+        self.cancelled: set[str] = set()
         self.attempts: dict[str, Begin] = {}
         self.dead_attempts: list[str] = []
         self.dead_workers: list[str] = []
@@ -152,11 +179,31 @@ class AnySchedule(RuleBasedStateMachine):
                     if task in self.must_be_alone or small_profile:
                         assert not running
                     assert not any(b.task in self.must_be_alone for b in running.values())
+                    assert worker_id not in self.draining | self.retiring
+                    if number == 1 and self.knows_costs:
+                        self.check_choice(worker_id, task)
                     running[attempt_id] = self.attempts[attempt_id] = action
                 case Kill(worker_id):
                     for attempt_id in self.workers.pop(worker_id):
                         self.end(attempt_id)
                     self.dead_workers.append(worker_id)
+                case Release(worker_id, reason):
+                    assert reason
+                    assert not self.workers[worker_id]
+                    if worker_id not in self.draining:
+                        assert self.idle_after_s is not None
+                        assert self.now - self.idle_since[worker_id] >= self.idle_after_s
+                        assert self.num_staying > max(self.min_workers, self.num_unfinished)
+                    del self.workers[worker_id]
+                    self.dead_workers.append(worker_id)
+                case ForgoWorker():
+                    assert self.idle_after_s is not None
+                    num_coming = self.num_staying + len(self.starting)
+                    assert num_coming > max(self.min_workers, self.num_unfinished)
+                    if len(self.starting) > 1:  # a single one has found its place
+                        worker_id = self.starting.pop()
+                        cause = FailureKind.PREEMPTED
+                        self.do(self.scheduler.worker_lost(worker_id, cause, "forgone", self.now))
                 case Commit(task, attempt_id):
                     assert task not in self.committed | self.quarantined
                     self.committed.add(task)
@@ -167,12 +214,36 @@ class AnySchedule(RuleBasedStateMachine):
                     self.quarantined.add(task)
                 case Stop():
                     self.stopped = True
-                case Cancel():
-                    raise AssertionError("only an interrupt cancels")
+                case Cancel(worker_id, attempt_id):
+                    assert worker_id in self.draining, "only an interrupt cancels elsewhere"
+                    assert attempt_id in self.workers[worker_id]
+                    assert attempt_id not in self.cancelled
+                    self.cancelled.add(attempt_id)
+
+    @property
+    def num_staying(self) -> int:
+        return len(self.workers.keys() - self.draining)
+
+    @property
+    def num_unfinished(self) -> int:
+        done = len(self.committed) + len(self.quarantined) + self.scheduler.counts.withheld
+        return min(self.num_wanted, self.num_tasks - done)
+
+    def check_choice(self, worker_id: str, task: int) -> None:
+        pending = [self.costs[t] for t in range(self.num_tasks) if self.numbers[t] == 0]
+        pending.append(self.costs[task])
+        staying = self.workers.keys() - self.draining - self.retiring
+        top = max((self.speeds[w] for w in staying if w in self.speeds), default=None)
+        speed = self.speeds.get(worker_id)
+        limit = max(pending)
+        if top is not None and speed is not None and speed < 2 / 3 * top:
+            limit = limit * speed / top
+        assert self.costs[task] == max((c for c in pending if c <= limit), default=min(pending))
 
     def end(self, attempt_id: str) -> Begin:
         begin = self.attempts.pop(attempt_id)
         self.workers.get(begin.worker_id, {}).pop(attempt_id, None)
+        self.idle_since[begin.worker_id] = self.now
         self.dead_attempts.append(attempt_id)
         return begin
 
@@ -187,6 +258,7 @@ class AnySchedule(RuleBasedStateMachine):
         self.starting.remove(worker_id)
         if succeeds:
             self.workers[worker_id] = {}
+            self.idle_since[worker_id] = self.now
             self.do(self.scheduler.worker_ready(worker_id, self.now))
         else:
             cause = FailureKind.WORKER_LOST
@@ -227,6 +299,8 @@ class AnySchedule(RuleBasedStateMachine):
             self.charge(begin.task)
             if kind is FailureKind.OUT_OF_MEMORY:
                 self.must_be_alone.add(begin.task)
+            if kind is FailureKind.TRACKER:
+                self.retiring.add(begin.worker_id)
         self.do(self.scheduler.attempt_failed(attempt_id, kind, message, "", self.now))
 
     @precondition(lambda self: self.attempts)
@@ -234,6 +308,25 @@ class AnySchedule(RuleBasedStateMachine):
     def heartbeat(self, data: st.DataObject, phase: Phase, num_steps: int) -> None:
         attempt_id = data.draw(st.sampled_from(sorted(self.attempts)))
         self.do(self.scheduler.progress(attempt_id, phase, num_steps, self.now))
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data(), speed=st.sampled_from([0.1, 1.0, 1.2, 10.0]))
+    def worker_is_measured(self, data: st.DataObject, speed: float) -> None:
+        worker_id = data.draw(st.sampled_from(sorted(self.workers)))
+        self.speeds[worker_id] = speed
+        self.scheduler.set_speed(worker_id, speed)
+        self.do(self.scheduler.tick(self.now))
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data(), seconds=st.sampled_from([0.0, 30.0, 600.0, float("inf")]))
+    def node_drains(self, data: st.DataObject, seconds: float) -> None:
+        worker_id = data.draw(st.sampled_from(sorted(self.workers)))
+        self.draining.add(worker_id)
+        self.do(self.scheduler.worker_draining(worker_id, self.now + seconds, self.now))
+        if not (self.interrupted or self.stopped):
+            assert (worker_id in self.workers) == bool(self.workers.get(worker_id))
+            if seconds < self.policy.drain_margin_s:
+                assert self.workers.get(worker_id, {}).keys() <= self.cancelled
 
     @rule(seconds=st.sampled_from([0.5, 5.0, 70.0, 400.0]))
     def time_passes(self, seconds: float) -> None:
@@ -278,7 +371,20 @@ class AnySchedule(RuleBasedStateMachine):
             assert counts.running == len(self.attempts)
         total = counts.pending + counts.running + counts.retrying + counts.withheld
         assert total + counts.committed + counts.quarantined == self.num_tasks
-        assert len(self.workers) + len(self.starting) <= self.num_wanted or self.stopped
+        assert self.num_staying + len(self.starting) <= self.num_wanted or self.stopped
+
+    @invariant()
+    def rests_only_for_a_faster_one(self) -> None:
+        if not hasattr(self, "scheduler") or self.stopped or self.interrupted:
+            return
+        if not self.scheduler.counts.pending:
+            return
+        leaving = self.draining | self.retiring
+        busy = [self.speeds.get(w, 0) for w, a in self.workers.items() if a and w not in leaving]
+        for worker_id, attempts in self.workers.items():
+            if not attempts and worker_id not in leaving:
+                assert self.knows_costs
+                assert max(busy, default=0) > self.speeds[worker_id]
 
     def teardown(self) -> None:
         """From wherever it is: once nothing fails any more, every task ends."""
@@ -291,6 +397,7 @@ class AnySchedule(RuleBasedStateMachine):
             for worker_id in list(self.starting):
                 self.starting.remove(worker_id)
                 self.workers[worker_id] = {}
+                self.idle_since[worker_id] = self.now
                 self.do(self.scheduler.worker_ready(worker_id, self.now))
             for attempt_id in list(self.attempts)[:1]:
                 self.end(attempt_id)
