@@ -44,15 +44,18 @@ from jobs.scheduler import (
     StartWorker,
     Stop,
 )
+from jobs.shipping import installed_version
 from jobs.startup import (
     owner_name,
     prove_store,
+    refuse_live,
     reproduce_command,
     stop_signals,
     weights_sha256,
     with_labels,
 )
 from jobs.status import STATUS_KEY, LiveStatus
+from jobs.submitted import own_submission
 from jobs.workforce import (
     AttemptDone,
     AttemptError,
@@ -189,10 +192,13 @@ def run(
     read_state(store).check_settings(settings)
     inputs = read_inputs(config)
     prove_store(store, single_driver=config.out.single_driver)
+    job, run_id = own_submission(store, installed_version())
+    if config.out.if_running == "refuse":
+        refuse_live(store)
     with stop_signals() as stopped:
-        log = CommitLog.acquire(store, owner_name())
+        log = CommitLog.acquire(store, owner_name(), job=job)
         execution = _Run(
-            config, settings, log, inputs, reporter, pool_factory or _ray_pool, stopped
+            config, settings, log, inputs, reporter, pool_factory or _ray_pool, stopped, run_id
         )
         with execution.run_log, log_context(run_id=execution.run_id):
             try:
@@ -214,6 +220,7 @@ class _Run:
         reporter: Reporter,
         pool_factory: PoolFactory,
         stopped: threading.Event,
+        run_id: str | None = None,
     ) -> None:
         self.config = config
         self.settings = settings
@@ -230,7 +237,9 @@ class _Run:
         self.publishing = Background("publish")
         self.fingerprint = fingerprint(settings)
         plan = log.state.plan
-        self.run_id = plan.run_id if plan else f"{self.fingerprint[:6]}-{uuid.uuid4().hex[:6]}"
+        self.run_id = (
+            plan.run_id if plan else run_id or f"{self.fingerprint[:6]}-{uuid.uuid4().hex[:6]}"
+        )
         self.run_log = RunLog(self.run_id, process_name("driver"))
         self.outbox = Outbox(log, self.clock, self.worker_rows)
         self.under_way: dict[str, _UnderWay] = {}
@@ -710,6 +719,7 @@ class _Run:
             num_frames_planned=self.plan.num_frames_left or None,
             ended=ended,
             workers=workers,
+            job=self.log.state.job.to_json() if self.log.state.job else None,
             **asdict(self.counts()),
         )
         with contextlib.suppress(StoreError):

@@ -29,6 +29,7 @@ import ray.exceptions as rex
 from ray.job_config import JobConfig
 
 from jobs.config import PoolConfig
+from jobs.shipping import installed_version
 from jobs.workforce import (
     AttemptDone,
     AttemptError,
@@ -194,7 +195,7 @@ class RayPool:
         actor = _Actor(worker_id, handle, time.monotonic())
         self._actors[worker_id] = actor
         # The first answer tells that the actor has found a place, and which.
-        self._call(actor, _Call.PLACED, handle.__ray_call__, _node_of, group="control")
+        self._call(actor, _Call.PLACED, handle.__ray_call__, _place_of, group="control")
         return worker_id
 
     def begin(self, worker_id: str, attempt: Attempt) -> None:
@@ -463,8 +464,14 @@ class RayPool:
     ) -> Iterator[Event]:
         match call:
             case _Call.PLACED:
-                actor.placed, actor.since, actor.node_id = True, time.monotonic(), answer
-                self._call(actor, _Call.NODE_SETUP, actor.handle.setup_on_node)
+                actor.placed, actor.since = True, time.monotonic()
+                actor.node_id, version = answer
+                if version == installed_version():
+                    self._call(actor, _Call.NODE_SETUP, actor.handle.setup_on_node)
+                    return
+                # Before it is sent anything else: it might understand it differently.
+                self.kill(actor.worker_id)
+                yield down_after_setup(actor.worker_id, _other_version(version))
             case _Call.NODE_SETUP:
                 self._call(actor, _Call.SETUP, actor.handle.setup)
             case _Call.SETUP:
@@ -526,9 +533,16 @@ class RayPool:
         return WorkerDown(actor.worker_id, kind, f"{where} was lost: {reason}")
 
 
-def _node_of(worker: object) -> str:
-    """Return the id of the node that an actor runs on; called inside the actor."""
-    return str(ray.get_runtime_context().get_node_id())
+def _place_of(worker: object) -> tuple[str, str]:
+    """Return an actor's node, and the version of maskmill there; called inside the actor."""
+    return str(ray.get_runtime_context().get_node_id()), installed_version()
+
+
+def _other_version(version: str) -> ConfigError:
+    return ConfigError(
+        f"the driver has maskmill {installed_version()}, and a worker's node has maskmill "
+        f"{version}: install the same version on every node, or submit with --ship-code"
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,7 +2,8 @@
 
 The log is the truth and says what is settled; `_status.json`, which the driver overwrites every
 few seconds, adds what is under way. It is advisory: without it, or when it is old, the log is
-shown on its own.
+shown on its own. Of a submitted run the output names cluster and job; the cluster is asked only
+where the output does not tell whether a driver is at work, and may be gone.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
+from jobs.commit_log import read_state
 from jobs.progress import format_duration
-from workers.errors import ConfigError
+from jobs.records import Outcome
+from jobs.submitted import Submission, read_submission
+from workers.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from jobs.commit_log import LogState
@@ -27,6 +31,8 @@ STALE_AFTER_S = 30.0
 """A status older than this is not believed: the driver writes one every 5 seconds."""
 WATCH_EVERY_S = 2.0
 """How often `status --watch` looks."""
+ASK_WITHIN_S = 3.0
+"""How long a cluster may take to accept a connection from `status`."""
 MAX_REASONS = 5
 """Quarantined videos named by `status --watch`, which must fit a screen."""
 
@@ -55,6 +61,8 @@ class LiveStatus:
         Per worker: ``state``, ``video``, ``num_steps``.
     ended : bool
         The driver has finished or was stopped cleanly.
+    job : Mapping or None
+        The Ray job that the driver is (`jobs.records.Job`).
     """
 
     run_id: str
@@ -72,6 +80,7 @@ class LiveStatus:
     num_frames_planned: int | None = None
     workers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     ended: bool = False
+    job: Mapping[str, str] | None = None
 
     def to_json(self) -> bytes:
         """Return the bytes of `_status.json`."""
@@ -117,15 +126,17 @@ def read_log(store: Store) -> LogState:
     ConfigError
         There is no run in this place.
     """
-    from jobs.commit_log import read_state
-
     state = read_state(store)
-    if state.last_seq == 0 or state.plan is None:
-        raise ConfigError(
-            f"there is no run in {store.uri}: check the path, or start one with maskmill run "
-            f"CORPUS --out {store.uri}"
-        )
+    if state.plan is None:
+        raise _no_run(store)
     return state
+
+
+def _no_run(store: Store) -> ConfigError:
+    return ConfigError(
+        f"there is no run in {store.uri}: check the path, or start one with maskmill run CORPUS "
+        f"--out {store.uri}"
+    )
 
 
 def status_lines(
@@ -193,7 +204,7 @@ def _condition(state: LogState, fresh: bool) -> str:
     if fresh:
         return f"running, driver {state.owner}"
     return (
-        f"not closed: driver {state.owner} is starting, out of reach or dead; the same run command "
+        f"not closed: driver {state.owner} is starting, out of reach or dead; the same command "
         f"resumes it"
     )
 
@@ -235,8 +246,78 @@ def write_status(store: Store, stream: TextIO | None = None) -> None:
     ConfigError
         There is no run in this place.
     """
-    lines = status_lines(store, read_log(store), read_live(store), time.time())
-    print("\n".join(lines), file=stream or sys.stdout)
+    print("\n".join(_lines_now(store, read_state(store))), file=stream or sys.stdout)
+
+
+def _lines_now(store: Store, state: LogState, *, max_reasons: int | None = None) -> list[str]:
+    """Return where the run in an output stands now, its job included."""
+    live, now_s = read_live(store), time.time()
+    submission = read_submission(store)
+    if state.plan is None:
+        if submission is None:
+            raise _no_run(store)
+        return [
+            f"run {submission.run_id} in {store.uri}: submitted, nothing is planned yet",
+            "",
+            *job_lines(submission, _ask_cluster(submission), resumes=False),
+        ]
+    lines = status_lines(store, state, live, now_s, max_reasons=max_reasons)
+    if submission is not None:
+        fresh = live is not None and live.is_fresh(now_s) and live.epoch == state.epoch
+        told = "" if state.closed or fresh else _ask_cluster(submission)
+        ended = state.closed and state.outcome is not Outcome.FINISHED
+        lines += ["", *job_lines(submission, told, resumes=ended or not (state.closed or fresh))]
+    return lines
+
+
+def job_lines(submission: Submission, told: str, *, resumes: bool) -> list[str]:
+    """Return which Ray job a run is, line by line.
+
+    Parameters
+    ----------
+    submission : Submission
+        The newest submission of the run.
+    told : str
+        What its cluster says about it; empty if it was not asked.
+    resumes : bool
+        Whether submitting again would go on with what is left.
+
+    Returns
+    -------
+    list of str
+        Without line ends.
+    """
+    job = submission.job
+    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(submission.time_s))
+    lines = [
+        f"  job          {job.job_id} on {job.address}",
+        f"  submitted    {when} from {submission.host}, submission {submission.number}",
+    ]
+    if told:
+        lines.append(f"  cluster      {told}")
+    if resumes:
+        lines.append("  to resume    the same submit command, on this cluster or another")
+    return lines
+
+
+def _ask_cluster(submission: Submission) -> str:
+    """Return what the cluster of a submission says about its job, however that ends."""
+    from jobs.ray_jobs import JobServer
+
+    job = submission.job
+    try:
+        server = JobServer(job.address, reach_s=ASK_WITHIN_S)
+        report = server.report(job.job_id) if server.session == job.session else None
+    except (StoreError, ConfigError) as error:
+        return f"gives no answer: {error}"
+    if server.session != job.session:
+        return "is gone: another one answers at this address"
+    if report is None:
+        return "does not know the job"
+    state = report.state.lower()
+    if not report.state.has_ended():
+        return f"the job is {state}"
+    return f"the job has ended ({state}): maskmill logs tells why"
 
 
 def watch_status(store: Store) -> None:
@@ -259,10 +340,8 @@ def watch_status(store: Store) -> None:
     console = Console()
     with Live(console=console, auto_refresh=False) as display:
         while True:
-            state = read_log(store)
-            lines = status_lines(
-                store, state, read_live(store), time.time(), max_reasons=MAX_REASONS
-            )
+            state = read_state(store)
+            lines = _lines_now(store, state, max_reasons=MAX_REASONS)
             display.update(Text("\n".join(lines)), refresh=True)
             if state.closed:
                 return
