@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -124,14 +124,28 @@ class RayCluster:
         Logical CPUs that each of them offers.
     head_cpus : int
         Logical CPUs of the head; 0 keeps workers off it, so that they can be killed with a node.
+    job_server : bool
+        Run the dashboard, which takes jobs, at `job_server`.
+    environment : Mapping
+        More variables of every node; a ``PYTHONPATH`` comes before the sources.
     """
 
-    def __init__(self, num_nodes: int = 2, cpus_per_node: int = 1, head_cpus: int = 0) -> None:
+    def __init__(
+        self,
+        num_nodes: int = 2,
+        cpus_per_node: int = 1,
+        head_cpus: int = 0,
+        *,
+        job_server: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         # Unix sockets below the folder must stay shorter than 108 bytes, so it is short itself.
         self.folder = Path(tempfile.mkdtemp(prefix="mmray", dir="/tmp"))
         self.token = secrets.token_hex(32)
         self.port = free_port()
+        self.dashboard_port = free_port() if job_server else None
         self.cpus_per_node = cpus_per_node
+        self.node_environment = dict(environment or {})
         self.nodes: list[RayNode] = []
         self._num_added = 0
         try:
@@ -147,6 +161,11 @@ class RayCluster:
     def address(self) -> str:
         """Address for ``RAY_ADDRESS``."""
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def job_server(self) -> str:
+        """URL of the job server."""
+        return f"http://127.0.0.1:{self.dashboard_port}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -206,7 +225,8 @@ class RayCluster:
             command += [
                 "--head",
                 f"--port={self.port}",
-                "--include-dashboard=false",
+                f"--include-dashboard={'true' if self.dashboard_port else 'false'}",
+                f"--dashboard-port={self.dashboard_port or free_port()}",
                 f"--ray-client-server-port={free_port()}",
             ]
         else:
@@ -229,9 +249,14 @@ class RayCluster:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         # Nodes see the sources as a cluster's image would have the package installed.
         root = str(Path(__file__).resolve().parents[1])
+        own = dict(self.node_environment)
+        paths = [own.pop("PYTHONPATH", ""), root, os.environ.get("PYTHONPATH", "")]
         environment |= {
+            # The command line is where an installed package puts it.
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            **own,
             **self.environment,
-            "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         }
         del environment["RAY_ADDRESS"]
         environment["RAY_raylet_start_wait_time_s"] = "60"  # the machine may be busy with others
@@ -276,10 +301,17 @@ class RayCluster:
 
 @contextmanager
 def ray_cluster(
-    num_nodes: int = 2, cpus_per_node: int = 1, head_cpus: int = 0
+    num_nodes: int = 2,
+    cpus_per_node: int = 1,
+    head_cpus: int = 0,
+    *,
+    job_server: bool = False,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[RayCluster]:
     """Run a cluster for the length of a ``with`` block."""
-    cluster = RayCluster(num_nodes, cpus_per_node, head_cpus)
+    cluster = RayCluster(
+        num_nodes, cpus_per_node, head_cpus, job_server=job_server, environment=environment
+    )
     try:
         yield cluster
     finally:
