@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.masks import Box, CroppedMask, crop_mask, intersection
+
 BOUNDARY_TOLERANCE = 0.008
 """Distance at which two outlines still match, as a part of the picture's diagonal."""
 RECALL_THRESHOLD = 0.5
@@ -90,9 +92,7 @@ def region_similarity(prediction: Mask, truth: Mask, *, void: Mask | None = None
     ValueError
         The shapes differ.
     """
-    predicted, true = _binary_pair(prediction, truth, void)
-    union = np.count_nonzero(predicted | true)
-    return np.count_nonzero(predicted & true) / union if union else 1.0
+    return cropped_region_similarity(*_cropped_pair(prediction, truth, void))
 
 
 def boundary_accuracy(
@@ -123,24 +123,68 @@ def boundary_accuracy(
     ------
     ValueError
         The shapes differ.
+    """
+    predicted, true = _cropped_pair(prediction, truth, void)
+    return cropped_boundary_accuracy(predicted, true, np.shape(truth), tolerance=tolerance)
+
+
+def cropped_region_similarity(prediction: CroppedMask, truth: CroppedMask) -> float:
+    """Return J of two masks that are cut to their boxes.
+
+    Parameters
+    ----------
+    prediction, truth : CroppedMask
+        Of pictures of one size.
+
+    Returns
+    -------
+    float
+        0..1; 1 when both masks are empty.
+    """
+    shared = intersection(prediction, truth)
+    union = prediction.area + truth.area - shared
+    return shared / union if union else 1.0
+
+
+def cropped_boundary_accuracy(
+    prediction: CroppedMask,
+    truth: CroppedMask,
+    size: Sequence[int],
+    *,
+    tolerance: float = BOUNDARY_TOLERANCE,
+) -> float:
+    """Return F of two masks that are cut to their boxes.
+
+    Parameters
+    ----------
+    prediction, truth : CroppedMask
+        Of pictures of one size.
+    size : sequence of 2 int
+        Height and width of the picture.
+    tolerance : float
+        As in `boundary_accuracy`.
+
+    Returns
+    -------
+    float
+        0..1; 1 when neither mask has an outline, 0 when only one has.
 
     Notes
     -----
     The challenge dilates each outline with a disk and counts the pixels of the other inside it.
     A pixel is inside exactly when its Euclidean distance to the outline is at most the radius,
     so a distance transform gives the same counts at a cost that does not grow with the radius.
+    Outlines lie in the masks' boxes and one pixel around them, so nothing else is looked at.
     """
-    predicted, true = _binary_pair(prediction, truth, void)
-    radius = tolerance if tolerance >= 1 else math.ceil(tolerance * math.hypot(*true.shape))
-    predicted_outline, true_outline = outline(predicted), outline(true)
-    num_predicted = np.count_nonzero(predicted_outline)
-    num_true = np.count_nonzero(true_outline)
-    if num_predicted == 0 or num_true == 0:
-        return 1.0 if num_predicted == num_true else 0.0
-    window = _bounding_window(predicted_outline | true_outline)
-    predicted_outline, true_outline = predicted_outline[window], true_outline[window]
-    precision = _num_near(predicted_outline, true_outline, radius) / num_predicted
-    recall = _num_near(true_outline, predicted_outline, radius) / num_true
+    height, width = size
+    radius = tolerance if tolerance >= 1 else math.ceil(tolerance * math.hypot(height, width))
+    window = _window((prediction, truth), height, width)
+    found, true = outline(_inside(prediction, window)), outline(_inside(truth, window))
+    num_found, num_true = np.count_nonzero(found), np.count_nonzero(true)
+    if num_found == 0 or num_true == 0:
+        return 1.0 if num_found == num_true else 0.0
+    precision = _num_near(found, true, radius) / num_found
+    recall = _num_near(true, found, radius) / num_true
     total = precision + recall
     return 2 * precision * recall / total if total else 0.0
 
@@ -266,9 +310,9 @@ def mean_j_and_f(scores: Mapping[Any, ObjectScore]) -> float:
     return float(np.mean([score.j_and_f for score in scores.values()]))
 
 
-def _binary_pair(
+def _cropped_pair(
     prediction: Mask, truth: Mask, void: Mask | None
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+) -> tuple[CroppedMask, CroppedMask]:
     predicted, true = np.asarray(prediction) != 0, np.asarray(truth) != 0
     if predicted.shape != true.shape or true.ndim != 2:
         raise ValueError(
@@ -279,12 +323,33 @@ def _binary_pair(
         if known.shape != true.shape:
             raise ValueError(f"the void mask has shape {known.shape}, the truth {true.shape}")
         predicted, true = predicted & known, true & known
-    return predicted, true
+    return crop_mask(predicted), crop_mask(true)
 
 
-def _bounding_window(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+def _window(masks: Sequence[CroppedMask], height: int, width: int) -> Box:
+    """Return the box around some masks and one pixel more on each side, within the picture.
+
+    The outer pixels are background unless they lie at the border of the picture, so that the
+    outline inside the window is the one in the picture.
+    """
+    boxes = [mask.box_xyxy for mask in masks if mask.area] or [(0, 0, 0, 0)]
+    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+    return (
+        max(min(lefts) - 1, 0),
+        max(min(tops) - 1, 0),
+        min(max(rights) + 1, width),
+        min(max(bottoms) + 1, height),
+    )
+
+
+def _inside(mask: CroppedMask, window: Box) -> NDArray[np.bool_]:
+    """Return a mask as it lies in a window that holds all of it."""
+    left, top, right, bottom = window
+    pasted = np.zeros((bottom - top, right - left), np.bool_)
+    x0, y0, x1, y1 = mask.box_xyxy
+    if mask.area:
+        pasted[y0 - top : y1 - top, x0 - left : x1 - left] = mask.crop
+    return pasted
 
 
 def _num_near(points: NDArray[np.bool_], target: NDArray[np.bool_], radius: float) -> int:
