@@ -227,20 +227,20 @@ def _draw(
     path: Path,
 ) -> None:
     """Write the contact sheet."""
-    from jobs.render import OverlayMask, contact_sheet, draw_overlay, write_png
+    from jobs.rendering.overlay import Overlay
+    from jobs.rendering.sheet import contact_sheet, write_png
 
-    chosen = [frames[round(moment * (len(frames) - 1))] for moment in MOMENTS]
-    images = _read_frames(
-        folder / "videos" / f"{CLIP_NAME}.mp4", {frame.frame_idx for frame in chosen}
-    )
+    chosen = {frames[round(moment * (len(frames) - 1))].frame_idx for moment in MOMENTS}
+    images = _read_frames(folder / "videos" / f"{CLIP_NAME}.mp4", chosen)
+    height, width = next(iter(images.values())).shape[:2]
+    overlay = Overlay(height, width, categories)
     pictures: list[UInt8Array] = []
     captions: list[str] = []
-    for frame in chosen:
-        masks = [
-            OverlayMask(m.object_id, m.decode(), categories.get(m.category_id or 0, ""))
-            for m in frame.masks
-        ]
-        pictures.append(draw_overlay(images[frame.frame_idx], masks))
+    for frame in frames:
+        if frame.frame_idx not in chosen:
+            overlay.follow(frame)
+            continue
+        pictures.append(overlay.draw(images[frame.frame_idx], frame))
         hidden = " and ".join(LABELS[object_id] for object_id in frame.occluded_ids)
         note = f"   {hidden} out of sight" if hidden else ""
         captions.append(f"frame {frame.frame_idx}   {frame.pts_us / 1e6:.2f} s{note}")
@@ -251,7 +251,7 @@ def _draw(
         subtitle=f"tracker flow, prompted on the first frame only   ·   J&F {j_and_f:.2f} against "
         f"the known masks",
     )
-    write_png(str(path), sheet)
+    write_png(path, sheet)
 
 
 def _read_frames(video: Path, indices: Collection[int]) -> dict[int, UInt8Array]:

@@ -220,7 +220,7 @@ def write_clip(folder: Path, num_frames: int = NUM_FRAMES) -> list[UInt8Array]:
 
 def _indexed_png(pillow: Any, ids: UInt8Array) -> Any:
     """Return an index image with a palette, as annotation tools write it."""
-    from jobs.render import object_colour
+    from jobs.rendering.colours import object_colour
 
     picture = pillow.fromarray(ids)
     picture.putpalette([0, 0, 0, *(c for i in range(1, 256) for c in object_colour(i))])

@@ -4,7 +4,6 @@
   cup wholly hidden for a while behind the cat, and seen again.
 * The encoded clip shows what the truth says, its prompts are the truth of the first frame.
 * A foreign folder is refused, a broken-off rendering is made whole, a finished one is kept.
-* Colours belong to ids and stay; overlays change what the masks cover and say who is who.
 * `maskmill demo` ends with exit code 0, a dataset, a picture, and J&F of at least 0.5; a second
   time it finds everything done.
 """
@@ -21,7 +20,6 @@ from jobs import cli
 from jobs.dataset import open_dataset
 from jobs.demo import demo_config, prepare_clip, read_truth
 from jobs.demo_scene import HEIGHT_PX, LABELS, NUM_FRAMES, WIDTH_PX, render_scene, write_clip
-from jobs.render import OverlayMask, contact_sheet, draw_overlay, object_colour
 from workers.errors import ConfigError
 from workers.prompts.table import read_prompts
 
@@ -103,38 +101,6 @@ def test_broken_off_rendering_is_made_whole_and_a_finished_one_is_kept(tmp_path:
     assert clip.stat().st_mtime_ns == made.st_mtime_ns
     with pytest.raises(ConfigError, match="another version of the demo"):
         prepare_clip(tmp_path, 4)
-
-
-def test_colours_belong_to_ids() -> None:
-    colours = [object_colour(object_id) for object_id in range(1, 201)]
-    assert len(set(colours)) == 200
-    assert colours == [object_colour(object_id) for object_id in range(1, 201)]
-
-
-def test_overlay_changes_what_the_masks_cover() -> None:
-    image = np.full((120, 160, 3), 100, np.uint8)
-    mask = np.zeros((120, 160), np.uint8)
-    mask[40:100, 30:110] = 1
-    drawn = draw_overlay(image, [OverlayMask(1, mask, "cat")])
-    assert (image == 100).all(), "the frame itself stays"
-    inside = drawn[60:90, 50:90].reshape(-1, 3)
-    red, green, blue = object_colour(1)
-    assert (inside == inside[0]).all()
-    toward = [np.sign(channel - 100) for channel in (red, green, blue)]
-    assert [np.sign(int(value) - 100) for value in inside[0]] == toward
-    assert (drawn[112:] == 100).all(), "far from the object nothing changes"
-    assert (drawn[20:36] != 100).any(), "the label is above the object"
-    with pytest.raises(ValueError, match="does not fit"):
-        draw_overlay(image, [OverlayMask(1, mask[:50], "cat")])
-
-
-def test_contact_sheet_holds_every_picture() -> None:
-    pictures = [np.full((60, 80, 3), value, np.uint8) for value in (60, 120, 180, 240)]
-    sheet = contact_sheet(pictures, ["a", "b", "c", "d"], title="t", num_columns=3)
-    for value in (60, 120, 180, 240):
-        assert (sheet == value).all(axis=2).sum() > 60 * 80 * 0.9
-    with pytest.raises(ValueError, match="as many captions"):
-        contact_sheet(pictures, ["a"], title="t")
 
 
 def test_demo_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
