@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from jobs.limits import parse_deadline
+from jobs.notify import check_url
 from workers.errors import ConfigError
 from workers.messages import (
     DetectorSpec,
@@ -111,8 +114,18 @@ class PoolConfig(Section):
     """How many workers, and what each may use."""
 
     workers: int | Literal["auto"] = "auto"
-    gpus_per_worker: float | None = Field(default=None, ge=0)
-    """None is 1 where the cluster has GPUs and the tracker uses them, else 0."""
+    """A number: exactly so many, while there are so many videos left. ``auto``: as many as the
+    nodes hold, between `min_workers` and `max_workers`; idle ones go when the tail is short."""
+    min_workers: int | None = Field(default=None, ge=0)
+    """With ``auto``: so many are asked for even where no node can hold them yet, and kept."""
+    max_workers: int | None = Field(default=None, ge=1)
+    """With ``auto``: the most; on a cluster so many are asked for (never more than videos are
+    left), which is the demand that an autoscaler answers with nodes."""
+    idle_after_s: float = Field(default=60, gt=0)
+    """With ``auto``: a worker that no video was left for goes after this long."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] | None = None
+    """None is 1 where the cluster has GPUs and the tracker uses them, else 0. ``auto`` is 1 until
+    the first videos have shown how much GPU memory a worker needs, then the share that fits."""
     cpus_per_worker: float = Field(default=1, gt=0)
     videos_per_worker: int = Field(default=1, ge=1)
     stuck_after_s: float = Field(default=300, gt=0)
@@ -128,6 +141,18 @@ class PoolConfig(Section):
             raise ValueError(f"workers must be at least 1 or auto, got {value}")
         return value
 
+    @model_validator(mode="after")
+    def _bounds_fit(self) -> PoolConfig:
+        low, high = self.min_workers, self.max_workers
+        if self.workers != "auto" and (low is not None or high is not None):
+            raise ValueError(
+                f"workers = {self.workers} means exactly so many: leave min_workers and "
+                "max_workers out, or workers at auto"
+            )
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"min_workers = {low} is more than max_workers = {high}")
+        return self
+
 
 class OutConfig(Section):
     """Where results go."""
@@ -140,6 +165,47 @@ class OutConfig(Section):
     """What a start does while another driver is at work on this output: fence it out, or not."""
 
 
+class LimitsConfig(Section):
+    """When a start of the run stops although work is left; the same command resumes."""
+
+    budget_hours: float | None = Field(default=None, gt=0)
+    """Worker-hours of this start, the loading of models included."""
+    deadline: str | None = None
+    """A duration, a clock time, or a date with a time; see `jobs.limits.parse_deadline`."""
+
+    @field_validator("deadline")
+    @classmethod
+    def _is_time(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                # The form alone: whether it is over is judged when the run starts.
+                parse_deadline(value, datetime.fromtimestamp(0, UTC))
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+        return value
+
+
+class NotifyConfig(Section):
+    """Who is told how a run ends."""
+
+    url: str | None = Field(default=None, exclude=True, repr=False)
+    """A webhook. It is a secret, so it is stored and shown nowhere: not with the run, not by
+    ``plan``, not in the command that `submit` sends. Without, the environment's
+    MASKMILL_NOTIFY_URL."""
+    above_rate: float = Field(default=0.1, ge=0, le=1)
+    """It is also told when more than this share of the settled videos is in quarantine."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_url(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                check_url(value)
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+        return value
+
+
 class RunConfig(Section):
     """Everything about one run."""
 
@@ -148,6 +214,8 @@ class RunConfig(Section):
     tracker: TrackerConfig = TrackerConfig()
     prompts: PromptConfig = PromptConfig()
     pool: PoolConfig = PoolConfig()
+    limits: LimitsConfig = LimitsConfig()
+    notify: NotifyConfig = NotifyConfig()
 
     def mask_settings(self, *, tracker_sha256: str, detector_sha256: str) -> dict[str, Any]:
         """Return everything that changes masks, by dotted key.

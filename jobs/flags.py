@@ -322,13 +322,36 @@ PROMPTS = Group(
 WORKERS = Group(
     "Workers",
     (
-        Flag("--workers", ("pool.workers",), str, "How many, or auto.", "auto", "auto|N"),
+        Flag(
+            "--workers",
+            ("pool.workers",),
+            str,
+            "Exactly so many, or auto: as many as the nodes hold, and fewer when little is left.",
+            "auto",
+            "auto|N",
+        ),
+        Flag(
+            "--min-workers",
+            ("pool.min_workers",),
+            int,
+            "With auto: ask for so many even where no node can hold them yet, and keep them.",
+            metavar="N",
+        ),
+        Flag(
+            "--max-workers",
+            ("pool.max_workers",),
+            int,
+            "With auto: the most. On a cluster that grows on demand, this is the demand.",
+            "what the nodes hold",
+            "N",
+        ),
         Flag(
             "--gpus-per-worker",
             ("pool.gpus_per_worker",),
-            float,
-            "A fraction shares a GPU.",
+            str,
+            "A fraction shares a GPU; auto: the fraction that the measured memory allows.",
             "1 where there are GPUs and the tracker uses them",
+            "auto|NUMBER",
         ),
         Flag("--cpus-per-worker", ("pool.cpus_per_worker",), float, "CPU cores.", "1"),
         Flag(
@@ -362,6 +385,47 @@ WORKERS = Group(
             "the driver the files that it makes of them.",
             "the temporary directory",
             "DIR",
+        ),
+    ),
+)
+LIMITS = Group(
+    "Limits",
+    (
+        Flag(
+            "--budget-hours",
+            ("limits.budget_hours",),
+            float,
+            "Stop, resumably, when this start has used so many worker-hours.",
+            metavar="HOURS",
+        ),
+        Flag(
+            "--deadline",
+            ("limits.deadline",),
+            str,
+            "Stop, resumably, at this time: 8h, 06:30 (UTC), 06:30+01:00, 2026-11-21T06:30.",
+            metavar="TIME",
+        ),
+        Flag(
+            "--notify-above",
+            ("notify.above_rate",),
+            float,
+            "Also notify when more than this share of the videos is in quarantine, 0 to 1.",
+            "0.1",
+            "RATE",
+        ),
+    ),
+)
+NOTIFY = Group(
+    "Limits",
+    (
+        Flag(
+            "--notify",
+            ("notify.url",),
+            str,
+            "Post a message here when the run has ended. Others can see a command line: "
+            "a URL that is secret goes into the environment.",
+            "$MASKMILL_NOTIFY_URL",
+            "URL",
         ),
     ),
 )
@@ -442,7 +506,7 @@ def command_words(config: RunConfig) -> list[str]:
     )
     left = {key: v for key, v in flat_keys(config).items() if v != defaults.get(key)}
     words: list[str] = left.pop("corpus.paths", [])
-    for group in (CORPUS, OUT, MODEL, PROMPTS, WORKERS, STORES):
+    for group in (CORPUS, OUT, MODEL, PROMPTS, WORKERS, LIMITS, STORES):
         for flag in group.flags:
             words += _flag_words(flag, left)
     return words + [w for key, v in left.items() for w in ("--set", f"{key}={format_value(v)}")]

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 
 from jobs.commit_log import read_state, told_of_output
-from jobs.config import OutConfig, PoolConfig, RunConfig
+from jobs.config import LimitsConfig, NotifyConfig, OutConfig, PoolConfig, RunConfig
 from jobs.flags import command_words
 from jobs.status import STATUS_KEY
 from workers.errors import StoreError
@@ -119,6 +119,8 @@ def reproduce_command(config: RunConfig, uri: str) -> str:
                 uri="./reproduce", store=corpus.store.model_copy(update={"anonymous": False})
             ),
             "pool": PoolConfig(workers=1, stuck_after_s=config.pool.stuck_after_s),
+            "limits": LimitsConfig(),
+            "notify": NotifyConfig(),
         }
     )
     return shlex.join(["maskmill", "run", *command_words(alone)])

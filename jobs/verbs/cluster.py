@@ -10,6 +10,7 @@ import typer
 
 from jobs.flags import (
     CORPUS,
+    LIMITS,
     MODEL,
     OUT,
     OUT_STORE,
@@ -21,6 +22,7 @@ from jobs.flags import (
 )
 from jobs.verbs.app import OutArgument, app, open_out
 from jobs.verbs.running import EXIT_INTERRUPTED, notice_licence
+from workers.errors import ConfigError
 
 if TYPE_CHECKING:
     from jobs.ray_jobs import JobServer
@@ -46,7 +48,7 @@ AttemptOption = Annotated[
 
 
 @app.command(rich_help_panel=PANEL)
-@configured(CORPUS, OUT, MODEL, PROMPTS, WORKERS, STORES, corpus=True)
+@configured(CORPUS, OUT, MODEL, PROMPTS, WORKERS, LIMITS, STORES, corpus=True)
 def submit(
     command: CommandLine,
     wait: Annotated[
@@ -82,6 +84,11 @@ def submit(
     # The cluster's packages count, not those of this machine.
     command.flags["pool.ray_address"] = given or Given("the cluster", "--address")
     config = command.config()
+    if config.notify.url is not None:
+        raise ConfigError(
+            "the URL to notify is not sent with a job, whose record others can read: set "
+            "MASKMILL_NOTIFY_URL in the environment of the cluster's nodes"
+        )
     check_models(config)
     notice_licence(config)
     store = open_store(config.out.uri, config.out.store.options())

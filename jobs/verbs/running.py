@@ -11,7 +11,9 @@ import typer
 
 from jobs.flags import (
     CORPUS,
+    LIMITS,
     MODEL,
+    NOTIFY,
     OUT,
     OUT_STORE,
     PROMPTS,
@@ -38,7 +40,7 @@ PANEL = "Make a dataset"
 
 
 @app.command(rich_help_panel=PANEL)
-@configured(CORPUS, OUT, MODEL, PROMPTS, WORKERS, STORES, corpus=True)
+@configured(CORPUS, OUT, MODEL, PROMPTS, WORKERS, LIMITS, NOTIFY, STORES, corpus=True)
 def plan(
     command: CommandLine,
     fps: Annotated[
@@ -61,7 +63,7 @@ def plan(
 
 
 @app.command(rich_help_panel=PANEL)
-@configured(CORPUS, OUT, MODEL, PROMPTS, WORKERS, STORES, corpus=True)
+@configured(CORPUS, OUT, MODEL, PROMPTS, WORKERS, LIMITS, NOTIFY, STORES, corpus=True)
 def run(command: CommandLine) -> None:
     """Track a corpus into a dataset. The same command again resumes."""
     from jobs.settings import check_models
@@ -90,7 +92,7 @@ def status(
 
 
 @app.command(rich_help_panel=PANEL)
-@configured(WORKERS, OUT_STORE)
+@configured(WORKERS, LIMITS, NOTIFY, OUT_STORE)
 def retry(
     command: CommandLine,
     out: OutArgument,
@@ -144,7 +146,8 @@ def stored_config(store: Store, command: CommandLine) -> RunConfig:
     plan = read_log(store).plan
     assert plan is not None, "read_log refuses a log without a plan"
     try:
-        config = RunConfig.model_validate(plan.config)
+        # Limits are of one start, and may be over.
+        config = RunConfig.model_validate({**plan.config, "limits": {}})
     except ValidationError as error:
         raise ConfigError(
             f"the configuration stored in {store.uri} is of another version of maskmill "
@@ -197,4 +200,11 @@ def notice_licence(config: RunConfig) -> None:
 
 
 def _typed_command() -> str:
-    return shlex.join(["maskmill", *sys.argv[1:]])
+    """Return what was typed, for people to type again, without what is secret in it."""
+    words = list(sys.argv[1:])
+    for i, word in enumerate(words):
+        if word == "--notify" and i + 1 < len(words):
+            words[i + 1] = "URL"
+        elif word.startswith("--notify=") or "notify.url=" in word:
+            words[i] = word.partition("=")[0] + ("=notify.url=URL" if "--set=" in word else "=URL")
+    return shlex.join(["maskmill", *words])
