@@ -12,10 +12,11 @@ alone is read as well, by looking into every file.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,24 @@ class Video:
     num_objects: int
     num_masks: int
     row: Mapping[str, Any] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class VideoRows:
+    """Everything about one video, as columns.
+
+    Attributes
+    ----------
+    video : Video
+        The video.
+    frames, masks, objects : pyarrow.Table
+        Its rows in these tables, sorted as the schema says.
+    """
+
+    video: Video
+    frames: pa.Table
+    masks: pa.Table
+    objects: pa.Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +249,11 @@ class Dataset:
             )
 
     @property
+    def uri(self) -> str:
+        """Canonical root of the output."""
+        return self._store.uri
+
+    @property
     def categories(self) -> dict[int, str]:
         """Name per category id."""
         rows = self.table("categories").to_pylist()
@@ -314,6 +338,98 @@ class Dataset:
         for start, stop in itertools.pairwise([*starts, len(ids)]):
             yield _masklet(rows.slice(start, stop - start))
 
+    def scan(
+        self,
+        wanted: NDArray[np.int64] | None = None,
+        *,
+        mask_columns: Sequence[str] | None = None,
+    ) -> Iterator[VideoRows]:
+        """Yield many videos with their rows, each file read once from its begin to its end.
+
+        This is how to go through a whole dataset: opening the files of every video anew, as
+        `frames` and `masklets` do, costs more than the rows of a short video.
+
+        Parameters
+        ----------
+        wanted : ndarray of int64, shape (N,), optional
+            Only these video keys, ascending; row groups without any of them are not read.
+        mask_columns : sequence of str, optional
+            Only these columns of `masks`, beside `video_key`.
+
+        Yields
+        ------
+        VideoRows
+            Segment by segment, by ascending key within each. One video's rows are in memory at a
+            time, whatever the number of videos.
+
+        Raises
+        ------
+        StoreError
+            A file is missing: the dataset was rewritten meanwhile, or is damaged.
+        """
+        columns = None if mask_columns is None else ["video_key", *mask_columns]
+        for files in self._segments(wanted):
+            with contextlib.ExitStack() as stack:
+                frames, masks, objects = (
+                    stack.enter_context(
+                        contextlib.closing(
+                            _Cursor(
+                                name, self._rows_of(files.get(name, ()), wanted, chosen), chosen
+                            )
+                        )
+                    )
+                    for name, chosen in (("frames", None), ("masks", columns), ("objects", None))
+                )
+                for batch in self._rows_of(files.get("videos", ()), wanted, None):
+                    for row in batch.to_pylist():
+                        key = row["video_key"]
+                        if wanted is None or _holds(wanted, key, key):
+                            yield VideoRows(
+                                _video(row), frames.take(key), masks.take(key), objects.take(key)
+                            )
+
+    def _segments(self, wanted: NDArray[np.int64] | None) -> Iterator[dict[str, list[str]]]:
+        """Yield the files of each segment by table, in order of the keys they hold."""
+        if self.state is not None:
+            for segment in self.state.segments.values():
+                files: dict[str, list[str]] = {}
+                for file in sorted(segment.files, key=lambda file: file.low):
+                    if wanted is None or _holds(wanted, file.low, file.high):
+                        files.setdefault(file.table, []).append(file.key)
+                yield files
+            return
+        # The files of one segment share the number that their names begin with, and the number
+        # behind it goes with their keys.
+        tables = ("frames", "masks", "objects", "videos")
+        named = {
+            table: [(stat.key, _segment_number(stat.key)) for stat in self._store.list(f"{table}/")]
+            for table in tables
+        }
+        for number in sorted({number for _, number in named["videos"]}):
+            yield {
+                table: sorted(key for key, found in named[table] if found == number)
+                for table in tables
+            }
+
+    def _rows_of(
+        self,
+        keys: Sequence[str],
+        wanted: NDArray[np.int64] | None,
+        columns: Sequence[str] | None,
+    ) -> Iterator[pa.RecordBatch]:
+        for key in keys:
+            with self._open(key) as file:
+                yield from _batches_of(file, columns, None, wanted)
+
+    def _open(self, key: str) -> BinaryIO:
+        try:
+            return self._store.open(key)
+        except FileNotFoundError:
+            raise StoreError(
+                f"{self._store.uri_of(key)} is gone: the dataset was rewritten while it was "
+                f"read, open it again; maskmill verify tells if it is damaged"
+            ) from None
+
     def table(
         self,
         name: str,
@@ -374,14 +490,7 @@ class Dataset:
             A file is missing: the dataset was rewritten meanwhile, or is damaged.
         """
         for key in self._files(name, video_key):
-            try:
-                file = self._store.open(key)
-            except FileNotFoundError:
-                raise StoreError(
-                    f"{self._store.uri_of(key)} is gone: the dataset was rewritten while it was "
-                    f"read, open it again; maskmill verify tells if it is damaged"
-                ) from None
-            with file:
+            with self._open(key) as file:
                 yield from _batches_of(file, columns, video_key)
 
     def _files(self, name: str, video_key: int | None) -> list[str]:
@@ -402,29 +511,101 @@ class Dataset:
         ]
 
 
+class _Cursor:
+    """The rows of one table, taken video by video in ascending order of their keys.
+
+    Parameters
+    ----------
+    table : str
+        Which table.
+    batches : iterator of pyarrow.RecordBatch
+        Its rows, sorted by `video_key`.
+    columns : sequence of str or None
+        The columns they have; None is all.
+    """
+
+    def __init__(
+        self, table: str, batches: Iterator[pa.RecordBatch], columns: Sequence[str] | None
+    ) -> None:
+        import pyarrow as pa
+
+        schema = arrow_schema(table)
+        if columns is not None:
+            schema = pa.schema([schema.field(column) for column in columns])
+        self._schema = schema
+        self._batches = batches
+        self._batch: pa.RecordBatch | None = None
+        self._keys: NDArray[np.int64] = np.zeros(0, np.int64)
+
+    def take(self, video_key: int) -> pa.Table:
+        """Return the rows of one video; those of videos before it are passed over."""
+        import pyarrow as pa
+
+        found = []
+        while self._batch is not None or self._next():
+            assert self._batch is not None
+            begin = int(np.searchsorted(self._keys, video_key))
+            end = int(np.searchsorted(self._keys, video_key, side="right"))
+            if end > begin:
+                found.append(self._batch.slice(begin, end - begin).cast(self._schema))
+            if end < len(self._keys):
+                self._batch, self._keys = self._batch.slice(end), self._keys[end:]
+                break
+            self._batch = None
+        return pa.Table.from_batches(found, self._schema)
+
+    def _next(self) -> bool:
+        self._batch = next(self._batches, None)
+        if self._batch is None:
+            return False
+        self._keys = self._batch.column("video_key").to_numpy()
+        return True
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        close = getattr(self._batches, "close", None)
+        if close is not None:
+            close()
+
+
+def _holds(keys: NDArray[np.int64], low: int, high: int) -> bool:
+    """Tell whether ascending keys have one within a closed range."""
+    at = int(np.searchsorted(keys, low))
+    return at < len(keys) and int(keys[at]) <= high
+
+
+def _segment_number(key: str) -> str:
+    return key.rpartition("/")[2].partition("-")[0]
+
+
 def _batches_of(
-    file: Any, columns: Sequence[str] | None, video_key: int | None
+    file: Any,
+    columns: Sequence[str] | None,
+    video_key: int | None,
+    wanted: NDArray[np.int64] | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Stream one Parquet file, skipping the row groups that cannot hold the video."""
+    """Stream one Parquet file, skipping the row groups that cannot hold the videos."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file) as parquet:
         groups = list(range(parquet.num_row_groups))
-        wanted = list(columns) if columns is not None else None
+        chosen = list(columns) if columns is not None else None
         if video_key is not None:
+            wanted = np.array([video_key], np.int64)
+            if chosen is not None and "video_key" not in chosen:
+                chosen = ["video_key", *chosen]
+        if wanted is not None:
             # video_key is the first column of every table that has it.
             groups = [
                 group
                 for group in groups
                 if (stats := parquet.metadata.row_group(group).column(0).statistics) is None
-                or stats.min <= video_key <= stats.max
+                or _holds(wanted, stats.min, stats.max)
             ]
-            if wanted is not None and "video_key" not in wanted:
-                wanted = ["video_key", *wanted]
         if not groups:
             return
-        for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=wanted):
+        for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=chosen):
             if video_key is not None:
                 batch = batch.filter(pc.equal(batch.column("video_key"), video_key))
             if columns is not None:
