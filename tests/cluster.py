@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-_START_TIMEOUT_S = 90.0
+_START_TIMEOUT_S = 180.0
 _SERVICES = (
     "node-manager",
     "object-manager",
@@ -259,7 +259,9 @@ class RayCluster:
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         }
         del environment["RAY_ADDRESS"]
-        environment["RAY_raylet_start_wait_time_s"] = "60"  # the machine may be busy with others
+        # The machine may be busy with others.
+        environment["RAY_raylet_start_wait_time_s"] = "120"
+        environment["RAY_agent_register_timeout_ms"] = "120000"
         log_path = self.folder / f"node-{ip}.log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(
