@@ -8,56 +8,60 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
+import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.corpus import VIDEO_SUFFIXES
-from jobs.ground_truth import MASKLETS_ENDING, open_ground_truth
+from jobs.export.destination import Folder
+from jobs.ground_truth import MASK_FOLDERS, MASKLETS_ENDING, PLAIN_BOXES
 from jobs.importing.annotations import Annotations, ReadMask, ReadVideo
 from workers import rle
 from workers.errors import ConfigError
 from workers.prompts.folder import ENDING, VOID
 
-MARKER = ".maskmill-import"
-"""File that tells a folder of ours, which may be replaced, from anybody else's."""
+ACCEPTS = re.compile(rf".+/\d{{5,}}{re.escape(ENDING)}|.+{re.escape(MASKLETS_ENDING)}")
+"""Keys that are written; a folder with any other is somebody else's, and not replaced."""
 
 
-def write_truth(annotations: Annotations, folder: Path) -> None:
+def write_truth(annotations: Annotations, folder: Folder) -> None:
     """Write ground truth.
 
     Parameters
     ----------
     annotations : Annotations
         What was read.
-    folder : Path
-        A folder that is empty or not there yet.
+    folder : Folder
+        Where it goes.
 
     Raises
     ------
     ConfigError
         The name of a video means something else in this layout.
+
+    Notes
+    -----
+    Memory holds one picture, or the run lengths of one video of masklets.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).write_text("written by maskmill import\n", encoding="utf-8")
     for video in annotations.videos():
         name = _sequence_name(video, annotations)
-        if not _write_pictures(annotations, video, folder / name):
-            shutil.rmtree(folder / name, ignore_errors=True)
-            _write_masklets(annotations, video, folder / f"{name}{MASKLETS_ENDING}")
-    # A video named like a folder or file that the layout gives a meaning would be read as that.
-    read = open_ground_truth(str(folder)).sequences
-    for video in annotations.videos():
-        name = _sequence_name(video, annotations)
-        if name not in read:
+        if _fits_pictures(annotations, video) and PurePosixPath(name).name not in MASK_FOLDERS:
+            for frame_idx, masks, void in annotations.frames(video):
+                key = f"{name}/{frame_idx:05d}{ENDING}"
+                folder.write(key, _png(_picture(video, masks, void)))
+            continue
+        key = f"{name}{MASKLETS_ENDING}"
+        above = [str(parent) for parent in PurePosixPath(name).parents][:-1]
+        if PurePosixPath(key).name == PLAIN_BOXES or any(map(annotations.names_with, above)):
             raise ConfigError(
-                f"the name of the video {name} has another meaning in a folder of ground truth: "
-                f"rename it in the source"
+                f"the ground truth of {video.name} would be {key}, which has another meaning "
+                f"there: rename that video in the source"
             )
+        folder.write(key, _masklets(annotations, video))
 
 
 def _sequence_name(video: ReadVideo, annotations: Annotations) -> str:
@@ -74,36 +78,33 @@ def _sequence_name(video: ReadVideo, annotations: Annotations) -> str:
     return stem if rivals == [video.name] else video.name
 
 
-def _write_pictures(annotations: Annotations, video: ReadVideo, folder: Path) -> bool:
-    """Write a picture per frame; tell whether pictures can hold this video."""
+def _fits_pictures(annotations: Annotations, video: ReadVideo) -> bool:
+    """Tell whether pictures of object ids can hold what is known about a video."""
+    from pycocotools import mask as coco
+
     if any(object_id >= VOID for object_id in annotations.object_ids(video)):
         return False
+    size = [video.height, video.width]
     has_object = False
-    for frame_idx, masks, void in annotations.frames(video):
+    for _, masks, void in annotations.frames(video):
         has_object |= bool(masks)
         if void is not None and not has_object:
             return False
-        values = _picture(video, masks, void)
-        if values is None:
+        layers = [{"size": size, "counts": mask.counts} for mask in masks]
+        if void is not None:
+            layers.append({"size": size, "counts": void})
+        if len(layers) > 1 and coco.area(coco.merge(layers)) < coco.area(layers).sum():
             return False
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{frame_idx:05d}{ENDING}").write_bytes(_png(values))
     return True
 
 
-def _picture(
-    video: ReadVideo, masks: Sequence[ReadMask], void: bytes | None
-) -> NDArray[np.uint8] | None:
-    """Return the object id of every pixel, shape (H, W); None where two claim one."""
+def _picture(video: ReadVideo, masks: Sequence[ReadMask], void: bytes | None) -> NDArray[np.uint8]:
+    """Return the object id of every pixel, shape (H, W)."""
     values = np.zeros((video.height, video.width), np.uint8)
-    layers = [(mask.object_id, mask.counts) for mask in masks]
+    for mask in masks:
+        values[rle.decode(mask.counts, *values.shape) != 0] = mask.object_id
     if void is not None:
-        layers.append((VOID, void))
-    for value, counts in layers:
-        mask = rle.decode(counts, video.height, video.width)
-        if (values[mask != 0]).any():
-            return None
-        values += mask * np.uint8(value)
+        values[rle.decode(void, *values.shape) != 0] = VOID
     return values
 
 
@@ -115,29 +116,27 @@ def _png(values: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _write_masklets(annotations: Annotations, video: ReadVideo, path: Path) -> None:
-    """Write one JSON file, frame by frame."""
+def _masklets(annotations: Annotations, video: ReadVideo) -> bytes:
     ids = annotations.object_ids(video)
     size = [video.height, video.width]
 
     def entry(counts: bytes | None) -> dict[str, Any] | None:
         return None if counts is None else {"size": size, "counts": counts.decode("ascii")}
 
-    head = {
+    content: dict[str, Any] = {
         "video_id": video.name,
         "video_height": video.height,
         "video_width": video.width,
         "masklet_id": ids,
-        "frame_idx": [frame_idx for frame_idx, _, _ in annotations.frames(video)],
+        "frame_idx": [],
+        "masklet": [],
+        "void": [],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(head)[:-1])
-        for key in ("masklet", "void"):
-            file.write(f', "{key}": [')
-            for number, (_, masks, void) in enumerate(annotations.frames(video)):
-                by_id = {mask.object_id: mask.counts for mask in masks}
-                row = [entry(by_id.get(i)) for i in ids] if key == "masklet" else entry(void)
-                file.write((",\n" if number else "\n") + json.dumps(row))
-            file.write("]")
-        file.write("}\n")
+    for frame_idx, masks, void in annotations.frames(video):
+        by_id = {mask.object_id: mask.counts for mask in masks}
+        content["frame_idx"].append(frame_idx)
+        content["masklet"].append([entry(by_id.get(object_id)) for object_id in ids])
+        content["void"].append(entry(void))
+    if not any(content["void"]):
+        del content["void"]
+    return json.dumps(content).encode()

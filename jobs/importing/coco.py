@@ -3,8 +3,8 @@
 The fields are those of the COCO data format (https://cocodataset.org/#format-data). What COCO does
 not have, videos, frames and tracks, is read in the forms that are in use: `video_id` with a list
 `videos`, or a folder per video in `file_name`; `frame_id`, `frame_idx` or `frame_index`, or the
-number at the end of `file_name`; `track_id` or `instance_id`, of the annotation or in its
-`attributes`. A crowd region is a mask like any other: labelling tools use the flag for
+number at the end of `file_name`; `object_id`, `track_id` or `instance_id`, of the annotation or in
+its `attributes`. A crowd region is a mask like any other: labelling tools use the flag for
 every mask that is not a polygon.
 """
 
@@ -22,7 +22,7 @@ from jobs.importing.source import Naming, Source
 from workers.errors import ConfigError
 
 FRAME_FIELDS = ("frame_id", "frame_idx", "frame_index")
-TRACK_FIELDS = ("track_id", "instance_id")
+TRACK_FIELDS = ("object_id", "track_id", "instance_id")
 
 
 def read_coco(source: Source, naming: Naming, into: Annotations, spool: Path) -> None:
@@ -53,7 +53,7 @@ def read_coco(source: Source, naming: Naming, into: Annotations, spool: Path) ->
             labels = read_categories(file)
             for video in file.objects("videos"):
                 place = file.place(f"video {video.get('id')}")
-                title = video.get("name") or video.get("file_name")
+                title = video.get("file_name") or video.get("name")
                 _add(videos, field(video, "id", place), title, place)
             for image in file.objects("images"):
                 place = file.place(f"image {image.get('id')}")

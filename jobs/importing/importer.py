@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sqlite3
-import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jobs.export.destination import new_file, new_folder
 from jobs.importing import mots
 from jobs.importing.annotations import Annotations
 from jobs.importing.as_prompts import ENDINGS, write_prompts
-from jobs.importing.as_truth import MARKER, write_truth
+from jobs.importing.as_truth import ACCEPTS, write_truth
 from jobs.importing.coco import read_coco
 from jobs.importing.davis import read_davis
 from jobs.importing.formats import ImportFormat, PromptFrames
@@ -23,7 +22,8 @@ from jobs.importing.source import Naming, Source
 from jobs.importing.ytvis import read_ytvis
 from workers.errors import ConfigError, StoreFull
 from workers.messages import StoreOptions
-from workers.storage import open_store, split_uri
+from workers.spool import spool_folder
+from workers.storage import open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,21 +130,18 @@ def import_prompts(
     ending = next((ending for ending in ENDINGS if destination.lower().endswith(ending)), None)
     if ending is None:
         raise ConfigError(f"the prompts file {destination} must end in .jsonl or .parquet: rename")
-    root, key = split_uri(destination)
-    store = open_store(root, source.options)
-    if not overwrite and store.stat(key) is not None:
-        raise ConfigError(f"{destination} exists: choose another file, or pass --overwrite")
-    with _read(source) as (annotations, spool):
+    with (
+        new_file(destination, overwrite=overwrite, options=source.options) as path,
+        _read(source) as annotations,
+    ):
         if not annotations.num_masks:
-            raise ConfigError(f"{source.uri} holds no mask, so there is nothing to prompt with")
-        path = spool / f"prompts{ending}"
+            raise ConfigError(f"{source.uri} holds no mask: there is nothing to prompt with")
         num_prompts = write_prompts(annotations, path, ending, frames)
-        store.put_file(path, key)
         return _report(annotations, num_prompts)
 
 
 def import_truth(
-    source: ImportSource, destination: Path, *, overwrite: bool = False
+    source: ImportSource, destination: str, *, overwrite: bool = False
 ) -> ImportReport:
     """Turn annotations into ground truth for ``maskmill eval --gt``.
 
@@ -152,10 +149,10 @@ def import_truth(
     ----------
     source : ImportSource
         What is read.
-    destination : Path
-        Folder on this machine; see `jobs.ground_truth` for its layout.
+    destination : str
+        Path or URL of the folder; see `jobs.ground_truth` for its layout.
     overwrite : bool
-        Replace a folder that an import wrote before.
+        Replace a folder of ground truth that is there.
 
     Returns
     -------
@@ -171,56 +168,29 @@ def import_truth(
     StoreError
         A store refused or did not answer, or no space is left.
     """
-    if "://" in str(destination) or ":/" in str(destination):
-        raise ConfigError(f"{destination} is a URL: give a folder of this machine, then copy it")
-    destination = destination.expanduser().absolute()
-    _check_replaceable(destination, overwrite)
-    # Beside the destination, so that it can be renamed in one step.
-    partial = destination.parent / f".{destination.name}.{os.getpid()}"
-    try:
-        with _read(source) as (annotations, _):
-            if not annotations.num_frames:
-                raise ConfigError(f"{source.uri} annotates no frame, so there is no ground truth")
-            write_truth(annotations, partial)
-            _replace(partial, destination)
-            return _report(annotations)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _check_replaceable(folder: Path, overwrite: bool) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not overwrite:
-        raise ConfigError(f"{folder} exists: choose another folder, or pass --overwrite")
-    if not (folder / MARKER).is_file():
-        raise ConfigError(
-            f"{folder} was not written by maskmill import, so --overwrite does not touch it: "
-            f"choose another folder, or delete it yourself"
-        )
-
-
-def _replace(made: Path, folder: Path) -> None:
-    """Put a finished folder into its place."""
-    if not folder.exists():
-        made.rename(folder)
-        return
-    old = made.with_name(f"{made.name}.old")
-    folder.rename(old)
-    made.rename(folder)
-    shutil.rmtree(old)
+    if not overwrite and next(iter(open_store(destination, source.options).list()), None):
+        raise ConfigError(f"{destination} exists: choose another folder, or pass --overwrite")
+    # Nothing that an interrupted import left is continued: its source may have changed.
+    identity = {"import": uuid.uuid4().hex}
+    with _read(source) as annotations:
+        if not annotations.num_frames:
+            raise ConfigError(f"{source.uri} annotates no frame: there is no ground truth")
+        with new_folder(
+            destination, identity, ACCEPTS, overwrite=overwrite, options=source.options
+        ) as folder:
+            write_truth(annotations, folder)
+        return _report(annotations)
 
 
 @contextmanager
-def _read(source: ImportSource) -> Iterator[tuple[Annotations, Path]]:
-    """Read a source, and give what was read and a folder for temporary files."""
-    with tempfile.TemporaryDirectory(prefix="maskmill-import-") as folder:
-        spool = Path(folder)
+def _read(source: ImportSource) -> Iterator[Annotations]:
+    """Read a source, and give what was read."""
+    with spool_folder() as spool:
         try:
             with Annotations(spool) as annotations:
                 _fill(annotations, source, spool)
                 annotations.number_objects()
-                yield annotations, spool
+                yield annotations
         except sqlite3.OperationalError as error:
             raise StoreFull(
                 f"the temporary folder {spool.parent} cannot be written ({error}): free some "

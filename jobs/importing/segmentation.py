@@ -44,6 +44,7 @@ def read_segmentation(value: Any, height: int, width: int) -> bytes | None:
             if value is None or value == []
             else f"its segmentation is neither polygons nor run lengths: {str(value)[:60]}"
         )
+    # Compressed counts are checked here; InvalidRleError is a ValueError with a sentence.
     return counts if rle.area(counts, height, width) else None
 
 
@@ -86,8 +87,7 @@ def _from_counts(value: Mapping[str, Any], height: int, width: int) -> bytes:
             f"its mask is {size[1]}x{size[0]} pixels, but its picture is {width}x{height}"
         )
     if isinstance(counts, (str, bytes)):
-        rle.run_lengths(counts, height, width)  # InvalidRleError is a ValueError with a sentence
-        return counts.encode("ascii") if isinstance(counts, str) else counts
+        return counts.encode("ascii", "replace") if isinstance(counts, str) else counts
     try:
         runs = np.array(counts, np.float64)
     except (TypeError, ValueError):

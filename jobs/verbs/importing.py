@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +12,7 @@ from jobs.importing.formats import ImportFormat, PromptFrames
 from jobs.verbs.app import app
 from workers.errors import ConfigError
 
-PANEL = "Use a dataset"
+PANEL = "Use the masks"
 
 
 @app.command("import", rich_help_panel=PANEL)
@@ -34,7 +33,7 @@ def import_masks(
         ),
     ] = None,
     gt: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--gt", metavar="DIR", help="Write ground truth for maskmill eval --gt."),
     ] = None,
     frames: Annotated[
@@ -74,9 +73,7 @@ def import_masks(
         str | None,
         typer.Option("--videos", metavar="FILE", help="The ground truth of ytvis results."),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what an earlier import wrote.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Take masks of another tool, or of another run, as prompts or as ground truth."""
     from jobs.importing.importer import ImportSource, import_prompts, import_truth
