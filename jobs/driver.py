@@ -16,6 +16,7 @@ import uuid
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,13 @@ from jobs.background import Background
 from jobs.commit_log import CommitLog, check_video_row, read_state
 from jobs.config import RunConfig, fingerprint
 from jobs.ledger import Ledger
+from jobs.limits import Limits, parse_deadline
+from jobs.metrics import RunMetrics, ray_sink
+from jobs.notify import Notifier, notify_url
 from jobs.outbox import Outbox
 from jobs.planner import Inputs, make_plan, read_inputs
 from jobs.probe import ProbeCache
-from jobs.progress import Counts, PlanTotals, Reporter, WorkerState
+from jobs.progress import Counts, Pace, PlanTotals, Reporter, WorkerState
 from jobs.prompts import PromptSource
 from jobs.publication import Publisher
 from jobs.records import Outcome, Quarantined, RunPlan, TaskState, VideoCommit
@@ -38,13 +42,16 @@ from jobs.scheduler import (
     Cancel,
     Commit,
     FaultPolicy,
+    ForgoWorker,
     Kill,
     Quarantine,
+    Release,
     Scheduler,
     StartWorker,
     Stop,
 )
 from jobs.shipping import installed_version
+from jobs.speeds import Speeds
 from jobs.startup import (
     owner_name,
     prove_store,
@@ -63,6 +70,7 @@ from jobs.workforce import (
     Heartbeat,
     Pool,
     WorkerDown,
+    WorkerDraining,
     WorkerUp,
 )
 from workers.errors import FailureKind, InputError, MaskmillError, StoreError
@@ -90,6 +98,8 @@ INTERRUPT_WITHIN_S = 10.0
 """An interrupted run waits this long for its attempts to end: notices of spot nodes are short."""
 PROBE_AFTER_S = 2.0
 """Headers are read from here on: before, the workers' start needs the cores."""
+METRICS_EVERY_S = 1.0
+"""How often levels (queue, workers, speed) are told to the exporter."""
 POLL_S = 0.2
 """The loop wakes at least this often, to draw progress and to see a signal."""
 
@@ -119,7 +129,9 @@ class RunSummary:
     quarantined : tuple of (name, kind, message)
         Every video of the corpus that is in quarantine now.
     interrupted : bool
-        A signal ended the run.
+        A signal, the deadline or the budget ended the run.
+    stopped_by : str
+        Which of the latter, in a sentence; empty for a signal.
     num_unfinished : int
         Videos that an interrupted run has left over.
     warnings : tuple of str
@@ -138,6 +150,7 @@ class RunSummary:
     stage_seconds: dict[str, float]
     quarantined: tuple[tuple[str, str, str], ...]
     interrupted: bool = False
+    stopped_by: str = ""
     num_unfinished: int = 0
     warnings: tuple[str, ...] = ()
 
@@ -180,6 +193,64 @@ def run(
     StoreError
         The output or the cluster cannot be used, or another driver took over.
     """
+    notifier = Notifier(
+        notify_url(config.notify.url),
+        config.notify.above_rate,
+        lambda text: reporter.on_message("warning", text),
+    )
+    try:
+        summary = _drive(
+            config,
+            reporter,
+            notifier,
+            pool_factory=pool_factory or _ray_pool,
+            retry=retry,
+            retry_kinds=retry_kinds,
+            out=out,
+        )
+    except Exception as error:
+        sentence = " ".join(str(error).split()) or type(error).__name__
+        notifier.send("failed", f"maskmill run failed: {sentence}", {"out_uri": config.out.uri})
+        notifier.flush()
+        raise
+    notifier.send(*_message(summary))
+    notifier.flush()
+    return summary
+
+
+def _message(summary: RunSummary) -> tuple[str, str, dict[str, Any]]:
+    """Return what a webhook hears of a run that has ended."""
+    event = "stopped" if summary.interrupted else "finished"
+    why = f", because {summary.stopped_by}" if summary.stopped_by else ""
+    text = (
+        f"maskmill run {summary.run_id} {event}{why}: {summary.num_committed} videos committed, "
+        f"{len(summary.quarantined)} in quarantine, {summary.num_unfinished} left"
+    )
+    facts = {
+        name: getattr(summary, name)
+        for name in ("run_id", "out_uri", "exit_code", "num_committed", "num_skipped")
+    }
+    facts |= {
+        "num_quarantined": len(summary.quarantined),
+        "num_unfinished": summary.num_unfinished,
+        "num_frames": summary.num_frames,
+        "wall_s": round(summary.wall_s, 3),
+    }
+    return event, text, facts
+
+
+def _drive(
+    config: RunConfig,
+    reporter: Reporter,
+    notifier: Notifier,
+    *,
+    pool_factory: PoolFactory,
+    retry: bool,
+    retry_kinds: frozenset[FailureKind] | None,
+    out: Store | None,
+) -> RunSummary:
+    """Check everything, take the fence, and execute the run."""
+    limits = _limits(config)
     store = out or open_store(config.out.uri, config.out.store.options())
     settings = config.mask_settings(
         tracker_sha256=weights_sha256(config, config.tracker.checkpoint),
@@ -198,7 +269,7 @@ def run(
     with stop_signals() as stopped:
         log = CommitLog.acquire(store, owner_name(), job=job)
         execution = _Run(
-            config, settings, log, inputs, reporter, pool_factory or _ray_pool, stopped, run_id
+            config, settings, log, inputs, reporter, notifier, pool_factory, stopped, limits, run_id
         )
         with execution.run_log, log_context(run_id=execution.run_id):
             try:
@@ -218,8 +289,10 @@ class _Run:
         log: CommitLog,
         inputs: Inputs,
         reporter: Reporter,
+        notifier: Notifier,
         pool_factory: PoolFactory,
         stopped: threading.Event,
+        limits: Limits,
         run_id: str | None = None,
     ) -> None:
         self.config = config
@@ -228,8 +301,10 @@ class _Run:
         self.store = log.store
         self.inputs = inputs
         self.reporter = reporter
+        self.notifier = notifier
         self.pool_factory = pool_factory
         self.stopped = stopped
+        self.limits = limits
         self.clock = time.monotonic
         self.started_s = time.time()
         self.ledger = Ledger(self.clock)
@@ -241,6 +316,12 @@ class _Run:
             plan.run_id if plan else run_id or f"{self.fingerprint[:6]}-{uuid.uuid4().hex[:6]}"
         )
         self.run_log = RunLog(self.run_id, process_name("driver"))
+        self.metrics = RunMetrics(self.run_id, config.tracker.name)
+        self.speeds = Speeds()
+        self.pace = Pace(self.clock)
+        self.num_stepped = 0
+        self.proposed_s: list[float] = []
+        self.gpus: dict[str, int] = {}
         self.outbox = Outbox(log, self.clock, self.worker_rows)
         self.under_way: dict[str, _UnderWay] = {}
         self.on_worker: defaultdict[str, dict[str, _UnderWay]] = defaultdict(dict)
@@ -249,11 +330,12 @@ class _Run:
         self.category_ids: dict[str, int] = {}
         self.has_plan_record = False
         self.interrupted = False
+        self.stopped_by = ""
         self.give_up_at_s = math.inf
         self.num_committed = self.num_quarantined = self.num_retries = 0
         self.num_frames = self.num_masks = self.num_empty = 0
         self.stage_seconds: defaultdict[str, float] = defaultdict(float)
-        self.start_s = self.status_s = self.published_s = self.clock()
+        self.start_s = self.status_s = self.published_s = self.metrics_s = self.clock()
 
     def execute(self, *, retry: bool, retry_kinds: frozenset[FailureKind] | None) -> RunSummary:
         """Recover, plan, track, publish, close; whatever ends it, what was committed stays."""
@@ -335,6 +417,7 @@ class _Run:
 
     def quarantine_invalid(self) -> None:
         """Put what is known to be unusable into quarantine, without an attempt."""
+        self.metrics.quarantined(len(self.plan.invalid), time.time())
         for task in self.plan.invalid:
             self.num_quarantined += 1
             self.outbox.quarantine(
@@ -388,7 +471,7 @@ class _Run:
 
     def track(self, probes: ProbeCache) -> None:
         """Track every video of the plan."""
-        num_tasks = len(self.plan.order)
+        num_tasks, pool = len(self.plan.order), self.config.pool
         probes.start(
             self.plan.sources(self.plan.order),
             self.config.corpus.store.options(),
@@ -396,6 +479,7 @@ class _Run:
         )
         spec = self.config.worker_spec(run_id=self.run_id, config_fingerprint=self.fingerprint)
         self.pool = self.pool_factory(self.config, spec)
+        self.metrics = RunMetrics(self.run_id, self.config.tracker.name, ray_sink())
         try:
             self.start_s = self.clock()
             self.num_workers = self.pool.num_workers
@@ -403,19 +487,25 @@ class _Run:
                 num_tasks,
                 np.arange(num_tasks),  # a task is a place in the plan's order
                 num_workers=self.num_workers,
-                policy=FaultPolicy(stuck_after_s=self.config.pool.stuck_after_s),
-                slots_per_worker=self.config.pool.videos_per_worker,
+                policy=FaultPolicy(stuck_after_s=pool.stuck_after_s),
+                slots_per_worker=pool.videos_per_worker,
                 attempt_prefix=f"{self.log.epoch}-",
+                costs=self.plan.num_frames[self.plan.order],
+                idle_after_s=pool.idle_after_s if pool.workers == "auto" else None,
+                min_workers=pool.min_workers or 0,
             )
             self.perform(self.scheduler.start(self.clock()))
             while not self.scheduler.is_done and self.clock() < self.give_up_at_s:
                 self.turn()
+            self.outbox.flush()
+            self.note_logged()
         except KeyboardInterrupt:
             # Told a second time: no worker gets time to free its model.
             for worker_id in self.ledger.living():
                 self.pool.kill(worker_id)
             raise
         finally:
+            self.metrics.ended(self.ledger.held_s())
             self.pool.close()
             self.ledger.all_gone("the run ended")
 
@@ -429,14 +519,24 @@ class _Run:
             self.num_workers = self.pool.num_workers
             self.perform(self.scheduler.resize(self.num_workers, self.clock()))
         self.perform(self.scheduler.tick(self.clock()))
-        if self.stopped.is_set() and not self.interrupted:
-            self.interrupted = True
-            self.give_up_at_s = self.clock() + INTERRUPT_WITHIN_S
-            self.reporter.on_message("warning", "stopping: what is committed stays")
-            self.perform(self.scheduler.interrupt(self.clock()))
+        if not self.interrupted:
+            reason = self.limits.exceeded(self.ledger.held_s(), datetime.now(UTC))
+            if reason is not None or self.stopped.is_set():
+                self.interrupt("" if reason is None else reason)
         self.outbox.flush_if_due()
+        self.note_logged()
         self.publish_if_due()
+        self.tell_metrics_if_due()
         self.show()
+
+    def interrupt(self, reason: str) -> None:
+        """Give up what is under way; `reason` is empty where a signal asked for it."""
+        self.interrupted, self.stopped_by = True, reason
+        self.give_up_at_s = self.clock() + INTERRUPT_WITHIN_S
+        because = f" because {reason}" if reason else ""
+        _log.warning("stopping%s", because)
+        self.reporter.on_message("warning", f"stopping{because}: what is committed stays")
+        self.perform(self.scheduler.interrupt(self.clock()))
 
     def hear(self, event: Event) -> list[Action]:
         """Pass one event of the pool to the scheduler; return what it decides."""
@@ -448,13 +548,22 @@ class _Run:
                 if not self.has_plan_record:
                     self.write_plan(ready.classes, ready.versions)
                 self.ledger.ready(worker_id, ready)
+                self.speeds.add(worker_id, ready.gpu)
+                self.gpus[worker_id] = ready.gpu_memory_bytes
                 self.reporter.on_worker(worker_id, WorkerState.IDLE)
                 return self.scheduler.worker_ready(worker_id, now)
             case WorkerDown(worker_id=worker_id, kind=kind, message=message, error=error):
                 _log.warning("%s is lost (%s): %s", worker_id, kind.value, message)
+                self.metrics.worker_lost(kind)
                 self.lost(worker_id, kind, message)
                 self.reporter.on_message("warning", f"worker {worker_id}: {message}")
                 return self.scheduler.worker_lost(worker_id, kind, message, now, error)
+            case WorkerDraining(worker_id=worker_id, ends_in_s=ends_in_s):
+                until = f" in {ends_in_s:.0f} s" if ends_in_s < math.inf else ""
+                text = f"worker {worker_id}: its node is taken away{until}, it gets no new video"
+                _log.warning("%s", text)
+                self.reporter.on_message("warning", text)
+                return self.scheduler.worker_draining(worker_id, now + ends_in_s, now)
             case AttemptDone(attempt_id=attempt_id, proposal=proposal):
                 if attempt_id in self.under_way:
                     fault = self.propose(attempt_id, proposal)
@@ -475,9 +584,13 @@ class _Run:
                 for beat in beats:
                     if (under_way := self.under_way.get(beat.attempt_id)) is not None:
                         under_way.progress = beat
+                        self.stepped(under_way, beat.num_steps if _is_tracked(beat) else 0)
                     actions += self.scheduler.progress(
-                        beat.attempt_id, beat.phase, beat.num_steps + beat.num_bytes, now
+                        beat.attempt_id, beat.phase, beat.num_steps, now, beat.num_bytes
                     )
+                tracked = {b.attempt_id: b.num_steps for b in beats if b.phase is Phase.TRACKING}
+                self.speeds.heard(worker_id, tracked, now)
+                self.scheduler.set_speed(worker_id, self.speeds.of(worker_id))
                 self.show_worker(worker_id)
         return actions
 
@@ -489,13 +602,20 @@ class _Run:
                 case Begin() as begin:
                     queue.extend(self.begin(begin))
                 case Commit(attempt_id=attempt_id):
-                    self.commit(attempt_id)
+                    queue.extend(self.commit(attempt_id))
                 case Quarantine() as quarantine:
                     self.quarantine(quarantine)
                 case StartWorker():
                     worker_id = self.pool.start_worker()
                     self.ledger.started(worker_id)
                     self.reporter.on_worker(worker_id, WorkerState.STARTING)
+                case ForgoWorker():
+                    queue.extend(self.forgo_worker())
+                case Release(worker_id=worker_id, reason=reason):
+                    _log.info("%s is released: %s", worker_id, reason)
+                    self.pool.release(worker_id)
+                    self.lost(worker_id, FailureKind.PREEMPTED, reason)
+                    self.reporter.on_worker(worker_id, WorkerState.STOPPED)
                 case Kill(worker_id=worker_id, reason=reason, stuck=stuck):
                     _log.warning("%s is stopped: %s", worker_id, reason)
                     if stuck is not None:
@@ -506,6 +626,18 @@ class _Run:
                     self.pool.cancel(worker_id, attempt_id)
                 case Stop(error=error):
                     raise error
+
+    def forgo_worker(self) -> list[Action]:
+        """Give up a worker that has no place yet and is not needed any more."""
+        worker_id = self.pool.forgo_worker()
+        if worker_id is None:
+            return []
+        reason = "no video was left for it before it had a place"
+        _log.info("%s is given up: %s", worker_id, reason)
+        self.lost(worker_id, FailureKind.PREEMPTED, reason)
+        self.reporter.on_worker(worker_id, WorkerState.STOPPED)
+        kind = FailureKind.PREEMPTED
+        return self.scheduler.worker_lost(worker_id, kind, reason, self.clock())
 
     def begin(self, action: Begin) -> list[Action]:
         """Send an attempt to its worker."""
@@ -518,6 +650,7 @@ class _Run:
         self.under_way[action.attempt_id] = under_way
         self.on_worker[action.worker_id][action.attempt_id] = under_way
         self.num_retries += action.number > 1
+        self.metrics.began()
         self.ledger.began(action.worker_id, action.attempt_id)
         with self.about(action.attempt_id):
             _log.info("try %d begins on %s", action.number, action.worker_id)
@@ -565,7 +698,7 @@ class _Run:
         under_way.commit = commit
         return None
 
-    def commit(self, attempt_id: str) -> None:
+    def commit(self, attempt_id: str) -> list[Action]:
         """Make a finished attempt part of the dataset."""
         with self.about(attempt_id):
             _log.info("tracked, to be committed")
@@ -573,8 +706,12 @@ class _Run:
         assert under_way is not None
         assert under_way.commit is not None, "the scheduler commits only what has finished"
         self.failures.pop(under_way.task, None)
-        self.outbox.commit(under_way.commit)
         num_frames = int(under_way.commit.video["frames_tracked"])
+        self.stepped(under_way, num_frames)
+        self.metrics.committed(under_way.commit, time.time())
+        self.proposed_s.append(self.clock())
+        self.outbox.commit(under_way.commit)
+        self.note_logged()
         self.ledger.ended(under_way.worker_id, attempt_id, num_frames)
         self.num_committed += 1
         self.num_frames += num_frames
@@ -583,6 +720,34 @@ class _Run:
         for stats in under_way.commit.stages:
             self.stage_seconds[stats.stage.value] += stats.busy_s
         self.show_worker(under_way.worker_id)
+        self.tell_of_quarantine()
+        peak = under_way.commit.video["peak_gpu_memory_bytes"] or 0
+        if not self.pool.gpu_measured(peak, self.gpus.get(under_way.worker_id, 0)):
+            return []
+        reason = "another number of workers shares a GPU from now on"
+        self.reporter.on_message("info", f"{peak / 2**30:.1f} GiB of GPU memory measured: {reason}")
+        return self.scheduler.replace_workers(reason, self.clock())
+
+    def stepped(self, under_way: _UnderWay, num_frames: int) -> None:
+        """Count the frames that an attempt has stepped beyond those that were counted."""
+        gained = num_frames - under_way.num_counted
+        if gained > 0:
+            under_way.num_counted = num_frames
+            self.num_stepped += gained
+            self.metrics.stepped(gained, time.time())
+
+    def note_logged(self) -> None:
+        """Observe how long results waited for the log, once it has them."""
+        if self.proposed_s and not self.outbox.num_commits:
+            now = self.clock()
+            for since_s in self.proposed_s:
+                self.metrics.logged(now - since_s)
+            self.proposed_s.clear()
+
+    def tell_of_quarantine(self) -> None:
+        """Have the notifier look at how many of the settled videos are in quarantine."""
+        facts = {"run_id": self.run_id, "out_uri": self.config.out.uri}
+        self.notifier.settled(self.num_committed, self.num_quarantined, facts)
 
     def quarantine(self, action: Quarantine) -> None:
         """Set a video aside with its reason."""
@@ -592,6 +757,8 @@ class _Run:
             _log.warning("quarantined (%s): %s", action.kind.value, action.message)
         self.failures.pop(action.task, None)
         self.num_quarantined += 1
+        self.metrics.quarantined(1, time.time())
+        self.tell_of_quarantine()
         self.outbox.quarantine(
             Quarantined(
                 video_key=source.video_key,
@@ -613,6 +780,7 @@ class _Run:
         under_way = self.forget(attempt_id)
         if under_way is None:
             return
+        self.metrics.failed(kind)
         self.failures[under_way.task] = kind
         self.waiting_since_s[under_way.task] = self.clock()
         self.ledger.ended(under_way.worker_id, attempt_id, None)
@@ -623,6 +791,8 @@ class _Run:
         for attempt_id in list(self.on_worker[worker_id]):
             self.ended(attempt_id, kind)
         del self.on_worker[worker_id]
+        self.speeds.remove(worker_id)
+        self.gpus.pop(worker_id, None)
         self.ledger.gone(worker_id, reason)
         self.reporter.on_worker(worker_id, WorkerState.LOST)
 
@@ -697,6 +867,16 @@ class _Run:
             self.status_s = self.clock()
             self.write_status()
 
+    def tell_metrics_if_due(self) -> None:
+        """Tell the exporter the levels: queue, workers, speeds."""
+        if self.clock() - self.metrics_s < METRICS_EVERY_S:
+            return
+        self.metrics_s = self.clock()
+        self.pace.add(self.num_stepped)
+        self.metrics.queue(self.scheduler.counts)
+        self.metrics.workers(self.scheduler.worker_states, self.ledger.held_s())
+        self.metrics.speed(self.pace.frames_per_s, self.speeds.by_gpu())
+
     def write_status(self, *, ended: bool = False) -> None:
         """Overwrite `_status.json`; advisory, so a store that fails is no reason to stop."""
         workers = {}
@@ -754,6 +934,7 @@ class _Run:
             stage_seconds=dict(self.stage_seconds),
             quarantined=self.quarantined(),
             interrupted=self.interrupted,
+            stopped_by=self.stopped_by,
             num_unfinished=self.plan.num_videos
             - self.plan.num_settled
             - self.num_committed
@@ -845,6 +1026,8 @@ class _UnderWay:
     source: VideoSource
     queue_s: float
     progress: Progress | None = None
+    num_counted: int = 0
+    """Frames that were counted as stepped."""
     commit: VideoCommit | None = None
 
     def rank(self) -> int:
@@ -858,6 +1041,18 @@ _SHOWN = {
     Phase.TRACKING: WorkerState.TRACKING,
     Phase.FINISHING: WorkerState.FINISHING,
 }
+
+
+def _is_tracked(beat: Progress) -> bool:
+    """Whether the steps of a heartbeat are those of the tracker."""
+    return beat.phase in (Phase.TRACKING, Phase.FINISHING)
+
+
+def _limits(config: RunConfig) -> Limits:
+    deadline = config.limits.deadline
+    now = datetime.now(UTC)
+    moment = parse_deadline(deadline, now) if deadline is not None else None
+    return Limits(config.limits.budget_hours, moment)
 
 
 def _ray_pool(config: RunConfig, spec: WorkerSpec) -> Pool:

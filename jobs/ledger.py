@@ -108,6 +108,15 @@ class Ledger:
         """Return the workers whose account is open."""
         return [key for key, account in self._accounts.items() if account.exit_reason is None]
 
+    def held_s(self) -> float:
+        """Return for how long workers were held, loading included, summed over all of them."""
+        now, total_s = self._clock(), 0.0
+        for account in self._accounts.values():
+            if account.ready is not None and account.up_s is not None:
+                end = account.down_s if account.down_s is not None else now
+                total_s += end - account.up_s + account.ready.load_s
+        return total_s
+
     def _rest(self, account: WorkerAccount) -> None:
         if account.busy_since_s is not None:
             account.busy_s += self._clock() - account.busy_since_s

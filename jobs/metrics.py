@@ -294,6 +294,13 @@ class RunMetrics:
         for gpu, speed in by_gpu.items():
             self._tell(WORKER_SPEED, speed, gpu=gpu)
 
+    def ended(self, worker_s: float) -> None:
+        """Tell that nobody works any more: levels would otherwise stay as they were."""
+        for state in TASK_STATES:
+            self._tell(TASKS, 0, state=state)
+        self.workers({}, worker_s)
+        self.speed(0.0, {})
+
     def _tell(self, metric: Metric, value: float, **labels: str) -> None:
         if self._sink is None or (metric.kind is MetricKind.COUNTER and value <= 0):
             return

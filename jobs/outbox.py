@@ -48,6 +48,11 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._commits) + len(self._quarantined)
 
+    @property
+    def num_commits(self) -> int:
+        """Videos that wait to be committed."""
+        return len(self._commits)
+
     def commit(self, commit: VideoCommit) -> None:
         """Take a commit; a full group is appended at once."""
         self._mark()

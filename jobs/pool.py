@@ -34,8 +34,10 @@ from jobs.workforce import (
     AttemptDone,
     AttemptError,
     Event,
+    GpuPacking,
     Heartbeat,
     WorkerDown,
+    WorkerDraining,
     WorkerUp,
     down_after_setup,
     failed_attempt,
@@ -52,6 +54,8 @@ _REACH_S = 10.0
 """How long a head node may take to accept a connection."""
 _CLOSE_S = 10.0
 """How long workers may take to free their models when the pool closes."""
+_LEAVE_S = 30.0
+"""How long a released worker may take to free its model before its process is ended."""
 _OBJECT_STORE_BYTES = 128 << 20
 """Object store of a local Ray: proposals are a few kilobytes each."""
 _TRACKERS_WITHOUT_GPU = ("flow",)
@@ -94,6 +98,7 @@ class _Actor:
     """When it was asked for, then when its setup began."""
     placed: bool = False
     ready: bool = False
+    told_draining: bool = False
     host: str = ""
     node_id: str = ""
     refs: dict[Any, tuple[_Call, str]] = field(default_factory=dict)
@@ -154,7 +159,8 @@ class RayPool:
         self._num_started = 0
         self._pending: list[Event] = []
         self._num_places = 0
-        self._draining: set[str] = set()
+        self._draining: dict[str, float] = {}  # by node: when it goes, on the monotonic clock
+        self._leaving: list[tuple[float, Any]] = []  # released actors, and when to end them
         self._census_at = float("-inf")
         self._no_place_since: float | None = None
         self._owns_ray = False
@@ -164,6 +170,8 @@ class RayPool:
         try:
             self._gcs_address = str(ray.get_runtime_context().gcs_address)
             self._head_seen_at = self._head_asked_at = time.monotonic()
+            # None unless workers are to share GPUs as far as measured memory allows.
+            self._packing = GpuPacking() if config.gpus_per_worker == "auto" else None
             self._num_gpus = self._gpus_per_worker()
             self._actor_cls = ray.remote(
                 num_cpus=config.cpus_per_worker,
@@ -182,21 +190,47 @@ class RayPool:
 
     @property
     def num_workers(self) -> int:
-        """Workers that the run may have now: what was asked for, or what the cluster can hold."""
-        if self._config.workers != "auto":
-            return self._config.workers
-        return max(1, self._num_places)
+        """Workers that the run may have now.
+
+        A number that was asked for stands. Otherwise it is what the nodes can hold, at least the
+        minimum; on a cluster a maximum is asked for at once, since actors without a place are what
+        makes an autoscaler bring nodes.
+        """
+        config = self._config
+        if config.workers != "auto":
+            return config.workers
+        num_workers = self._num_places
+        if config.max_workers is not None:
+            is_demand = not self._is_local
+            num_workers = config.max_workers if is_demand else min(num_workers, config.max_workers)
+        return max(1, num_workers, config.min_workers or 0)
 
     def start_worker(self) -> str:
         """Ask Ray for one more actor and return its id."""
         self._num_started += 1
         worker_id = f"worker-{self._num_started}"
-        handle = self._actor_cls.remote(self._spec, keep_log=True)
+        handle = self._actor_cls.options(num_gpus=self._num_gpus).remote(self._spec, keep_log=True)
         actor = _Actor(worker_id, handle, time.monotonic())
         self._actors[worker_id] = actor
         # The first answer tells that the actor has found a place, and which.
         self._call(actor, _Call.PLACED, handle.__ray_call__, _place_of, group="control")
         return worker_id
+
+    def forgo_worker(self) -> str | None:
+        """Give up the newest actor that no node has a place for; return its id."""
+        for worker_id, actor in reversed(self._actors.items()):
+            if not actor.placed:
+                self.kill(worker_id)
+                return worker_id
+        return None
+
+    def gpu_measured(self, peak_bytes: int, total_bytes: int) -> bool:
+        """With ``--gpus-per-worker auto``: whether actors from now on share a GPU otherwise."""
+        if self._packing is None or not self._packing.measured(peak_bytes, total_bytes):
+            return False
+        self._num_gpus = self._packing.share
+        self._census_at = float("-inf")  # the nodes hold another number of workers now
+        return True
 
     def begin(self, worker_id: str, attempt: Attempt) -> None:
         """Send an attempt to its actor."""
@@ -216,6 +250,17 @@ class RayPool:
         actor = self._actors.pop(worker_id, None)
         if actor is not None:
             self._end(actor)
+
+    def release(self, worker_id: str) -> None:
+        """Let an actor free its model and end; what takes too long is ended by force."""
+        actor = self._actors.pop(worker_id, None)
+        if actor is None:
+            return
+        actor.refs.clear()
+        with contextlib.suppress(rex.RayError, ValueError):
+            actor.handle.destroy.remote()
+            actor.handle.__ray_terminate__.remote()  # once it has done so
+        self._leaving.append((time.monotonic() + _LEAVE_S, actor.handle))
 
     def events(self, timeout_s: float) -> list[Event]:
         """Return what happened, waiting at most `timeout_s` seconds for the first event.
@@ -242,6 +287,7 @@ class RayPool:
             self._take_census(now)
             self._ask_for_heartbeats(now)
             self._give_up_slow_starters(now)
+            self._end_those_that_left(now)
             events, self._pending = self._pending, []
             wait_s = 0.0 if events else max(0.0, min(deadline - now, _HEARTBEAT_S / 2))
             events += self._answers(wait_s)
@@ -263,6 +309,7 @@ class RayPool:
                     ray.wait(farewells, num_returns=len(farewells), timeout=_CLOSE_S)
                 for actor in self._actors.values():
                     self._end(actor)
+                self._end_those_that_left(float("inf"))
         except rex.RayError as error:
             _log.warning("workers could not be ended in good order: %s", _first_line(error))
         finally:
@@ -301,9 +348,11 @@ class RayPool:
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
-        if self._config.workers != "auto":
-            # So many were asked for, so they run, even if they share this machine's cores.
-            wanted = ceil(self._config.workers * self._config.cpus_per_worker)
+        config = self._config
+        num_asked = (config.min_workers or 0) if config.workers == "auto" else config.workers
+        # So many were asked for, so they run, even if they share this machine's cores.
+        if num_asked:
+            wanted = ceil(num_asked * config.cpus_per_worker)
             options["num_cpus"] = max(wanted, os.cpu_count() or 1)
         # Workers find the packages where this process found them, also in a source checkout.
         root = str(Path(importlib.import_module("workers").__path__[0]).parent)
@@ -311,7 +360,7 @@ class RayPool:
         return options
 
     def _gpus_per_worker(self) -> float:
-        if self._config.gpus_per_worker is not None:
+        if isinstance(self._config.gpus_per_worker, (int, float)):
             return self._config.gpus_per_worker
         tracker = self._spec.tracker
         if tracker.device == "cpu" or tracker.name.split(":")[0] in _TRACKERS_WITHOUT_GPU:
@@ -326,10 +375,7 @@ class RayPool:
             return
         self._census_at = now
         places = 0
-        nodes = self._nodes()
-        if nodes:
-            self._note_draining_nodes()
-        for node in nodes:
+        for node in self._nodes():
             if node["NodeID"] in self._draining:
                 continue
             resources = node["Resources"]
@@ -365,8 +411,27 @@ class RayPool:
         """Remember which nodes are to be taken away: when they go, Ray often says only 'lost'."""
         state: Any = getattr(importlib.import_module("ray._private.state"), "state", None)
         ask = getattr(state, "get_draining_nodes", None)  # there is no public way to ask
-        if ask is not None:
-            self._draining.update(ask())
+        if ask is None:
+            return
+        for node_id, unix_ms in ask().items():
+            left_s = unix_ms / 1000 - time.time() if unix_ms else float("inf")
+            if node_id not in self._draining:
+                self._census_at = float("-inf")  # it has no places any more
+            self._draining[node_id] = time.monotonic() + left_s
+
+    def _tell_of_draining(self) -> None:
+        """Say once of each worker in service that its node goes; end those that still load."""
+        for actor in list(self._actors.values()):
+            if actor.node_id not in self._draining or actor.told_draining:
+                continue
+            actor.told_draining = True
+            if actor.ready:
+                left_s = self._draining[actor.node_id] - time.monotonic()
+                self._pending.append(WorkerDraining(actor.worker_id, max(0.0, left_s)))
+            else:
+                self.kill(actor.worker_id)
+                sentence = "a worker was given up while it loaded: its node is being taken away"
+                self._pending.append(WorkerDown(actor.worker_id, FailureKind.PREEMPTED, sentence))
 
     def _drained(self, actor: _Actor) -> bool:
         if actor.node_id not in self._draining and self._head_answers():
@@ -389,6 +454,8 @@ class RayPool:
         self._head_asked_at = now
         if self._head_answers():
             self._head_seen_at = time.monotonic()
+            self._note_draining_nodes()
+            self._tell_of_draining()
         elif now - self._head_seen_at >= self._head_lost_after_s:
             raise StoreError(
                 f"the head node of the Ray cluster at {self._gcs_address} has not answered for "
@@ -421,6 +488,11 @@ class RayPool:
                 self.kill(actor.worker_id)
                 sentence = f"a worker was not ready {self._setup_within_s:g} s after its start"
                 self._pending.append(WorkerDown(actor.worker_id, FailureKind.WORKER_LOST, sentence))
+
+    def _end_those_that_left(self, now: float) -> None:
+        while self._leaving and self._leaving[0][0] <= now:
+            with contextlib.suppress(rex.RayError, ValueError):
+                ray.kill(self._leaving.pop(0)[1], no_restart=True)
 
     def _answers(self, wait_s: float) -> list[Event]:
         """Wait for outstanding calls and turn their answers into events."""

@@ -44,6 +44,8 @@ def summary_lines(summary: RunSummary, command: str) -> list[str]:
     num_total = num_left + summary.num_skipped
     head = "stopped" if summary.interrupted else "finished"
     lines = ["", f"run {summary.run_id} {head} -> {summary.out_uri}", ""]
+    if summary.stopped_by:
+        lines.append(fact("stopped", summary.stopped_by))
     if summary.num_skipped:
         skipped = f"{summary.num_skipped:,} of {num_total:,} videos, settled before"
         lines.append(fact("skipped", skipped))

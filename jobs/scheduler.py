@@ -372,6 +372,18 @@ class Scheduler:
             quarantined=self._quarantined,
         )
 
+    @property
+    def worker_states(self) -> dict[str, int]:
+        """How many workers are ``starting``, ``idle``, ``busy`` and ``draining``."""
+        staying = [w for w in self._workers.values() if w.drains_at is None]
+        busy = sum(bool(worker.attempts) for worker in staying)
+        return {
+            "starting": self._num_starting,
+            "idle": len(staying) - busy,
+            "busy": busy,
+            "draining": self._num_draining,
+        }
+
     def next_deadline(self) -> float | None:
         """Return the time by which `tick` must be called, or None when nothing is due."""
         if self._stopped:
@@ -426,10 +438,10 @@ class Scheduler:
             What follows: `Cancel`, a worker in its place, and its `Release` once it is empty.
         """
         worker = self._workers.get(worker_id)
-        if self._stopped or worker is None or worker.drains_at is not None:
+        if self._stopped or worker is None:
             return []
-        worker.drains_at = ends_at
-        self._num_draining += 1
+        self._num_draining += worker.drains_at is None
+        worker.drains_at = min(ends_at, inf if worker.drains_at is None else worker.drains_at)
         self._open[worker_id] = worker
         self._fastest_is_known = False
         actions: list[Action] = []

@@ -79,6 +79,14 @@ class ThreadPool:
         self._run(worker_id, lambda: self._setup(worker_id, worker))
         return worker_id
 
+    def forgo_worker(self) -> str | None:
+        """Return None: a thread has its place at once."""
+        return None
+
+    def gpu_measured(self, peak_bytes: int, total_bytes: int) -> bool:
+        """Return False: the workers of a process share what it has."""
+        return False
+
     def begin(self, worker_id: str, attempt: Attempt) -> None:
         """Track one video in a thread of its own."""
         local = self._workers.get(worker_id)
@@ -99,6 +107,12 @@ class ThreadPool:
         if local is not None:
             for attempt_id in local.attempts:
                 local.worker.cancel(attempt_id)
+
+    def release(self, worker_id: str) -> None:
+        """Free a worker's model beside everything else, and forget the worker."""
+        local = self._workers.pop(worker_id, None)
+        if local is not None:
+            threading.Thread(target=local.worker.destroy, name=worker_id, daemon=True).start()
 
     def events(self, timeout_s: float) -> list[Event]:
         """Return what happened, waiting at most `timeout_s` seconds for the first event."""

@@ -40,6 +40,15 @@ class WorkerDown:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerDraining:
+    """A worker's node is going to be taken away; said once, while the worker is in service."""
+
+    worker_id: str
+    ends_in_s: float
+    """Seconds until the node goes; infinity when nobody said."""
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptDone:
     """An attempt ended with something to commit."""
 
@@ -63,7 +72,7 @@ class Heartbeat:
     progress: tuple[Progress, ...]
 
 
-Event = WorkerUp | WorkerDown | AttemptDone | AttemptError | Heartbeat
+Event = WorkerUp | WorkerDown | WorkerDraining | AttemptDone | AttemptError | Heartbeat
 
 
 class WorkerClass(Protocol):
@@ -103,6 +112,18 @@ class Pool(Protocol):
     def start_worker(self) -> str:
         """Start a worker and return its id; `WorkerUp` or `WorkerDown` follows."""
 
+    def forgo_worker(self) -> str | None:
+        """Give up a worker that has found no place yet; return which, and say no more of it."""
+
+    def gpu_measured(self, peak_bytes: int, total_bytes: int) -> bool:
+        """Hear how much memory of its GPU a worker needed.
+
+        Returns
+        -------
+        bool
+            Whether workers started from now on have another share of a GPU.
+        """
+
     def begin(self, worker_id: str, attempt: Attempt) -> None:
         """Send an attempt; `AttemptDone`, `AttemptError` or its worker's `WorkerDown` follows."""
 
@@ -112,11 +133,69 @@ class Pool(Protocol):
     def kill(self, worker_id: str) -> None:
         """End a worker; no event about it or its attempts follows."""
 
+    def release(self, worker_id: str) -> None:
+        """End a worker that runs nothing, in good order; no event about it follows."""
+
     def events(self, timeout_s: float) -> list[Event]:
         """Return what happened, waiting at most `timeout_s` seconds for the first event."""
 
     def close(self) -> None:
         """End all workers, politely at first. May be called twice."""
+
+
+GPU_HEADROOM = 1.2
+"""A worker is given this much more GPU memory than was measured: other videos differ."""
+GPU_CONTEXT_BYTES = 600 << 20
+"""What a process needs on a GPU beside what PyTorch holds: the CUDA context and its kernels."""
+GPU_SAMPLES = 3
+"""Videos that are measured before workers share a GPU for the first time."""
+MAX_PER_GPU = 16
+"""More processes on one GPU only wait for each other."""
+
+
+@dataclass(slots=True)
+class GpuPacking:
+    """How many workers share a GPU, from the memory that their videos needed.
+
+    Workers begin with a GPU each. After a few videos they share it as far as memory allows; a
+    video that needs more than any before makes the shares larger again, never smaller.
+
+    Examples
+    --------
+    >>> packing = GpuPacking()
+    >>> [packing.measured(9 << 30, 80 << 30) for _ in range(3)], packing.share
+    ([False, False, True], 0.1428)
+    >>> packing.measured(30 << 30, 80 << 30), packing.share
+    (True, 0.5)
+    """
+
+    share: float = 1.0
+    """Share of a GPU that a worker is given."""
+    _need: float = 0.0
+    _num_samples: int = 0
+
+    def measured(self, peak_bytes: int, total_bytes: int) -> bool:
+        """Take a measurement; return whether the share is another now.
+
+        Parameters
+        ----------
+        peak_bytes : int
+            Largest memory that PyTorch held in the worker's process.
+        total_bytes : int
+            Memory of its GPU.
+        """
+        if peak_bytes <= 0 or total_bytes <= 0:
+            return False
+        need = (peak_bytes * GPU_HEADROOM + GPU_CONTEXT_BYTES) / total_bytes
+        self._need = max(self._need, need)
+        self._num_samples += 1
+        if self._num_samples < GPU_SAMPLES:
+            return False
+        per_gpu = min(MAX_PER_GPU, max(1, int(1 / self._need)))
+        share = int(10_000 / per_gpu) / 10_000  # Ray counts in ten-thousandths
+        is_other = share != self.share
+        self.share = share
+        return is_other
 
 
 def down_after_setup(worker_id: str, error: BaseException) -> WorkerDown:

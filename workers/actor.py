@@ -184,6 +184,7 @@ class TrackingWorker:
             detector_sha256=self._detector_file.sha256 if self._detector_file else "",
             classes=dict(classes),
             versions=software_versions(),
+            gpu_memory_bytes=_gpu_memory_bytes(),
         )
         _log.info("worker ready after %.1f s", self.ready.load_s)
         return self.ready
@@ -459,6 +460,13 @@ def _gpu_name() -> str:
     if torch is None or not torch.cuda.is_available():
         return ""
     return str(torch.cuda.get_device_name())
+
+
+def _gpu_memory_bytes() -> int:
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return 0
+    return int(torch.cuda.mem_get_info()[1])
 
 
 def _free_gpu() -> None:

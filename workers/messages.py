@@ -422,6 +422,8 @@ class WorkerReady:
     ----------
     host, gpu : str
         Where it runs; ``gpu`` is empty without one.
+    gpu_memory_bytes : int
+        Memory of that GPU; 0 without one.
     pid : int
         Process id on that host.
     load_s : float
@@ -442,3 +444,4 @@ class WorkerReady:
     detector_sha256: str = ""
     classes: Mapping[int, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    gpu_memory_bytes: int = 0
