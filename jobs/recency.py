@@ -19,7 +19,7 @@ MAX_DATES = 10_000
 """A window of more dated folders than this is a slip of the hand."""
 
 _FIELD = re.compile(r"%(.?)")
-_STEPS = {"H": timedelta(hours=1), "d": timedelta(days=1), "m": timedelta(days=28)}
+_STEPS = {"H": timedelta(hours=1), "d": timedelta(days=1), "m": timedelta(days=32)}
 _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -141,6 +141,8 @@ def dated_paths(path: str, window: Window, now: datetime) -> Iterator[str]:
             yield dated
         last = dated
         moment += step
+        if step == _STEPS["m"]:
+            moment = moment.replace(day=1)
 
 
 def fixed_folder(path: str) -> str:
