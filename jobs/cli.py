@@ -18,11 +18,11 @@ from typing import Annotated
 import typer
 
 # Importing a file of verbs registers them; `--help` shows them in this order.
-from jobs.verbs import running, cluster, exchange, importing, looking, upkeep, machine  # isort: skip
+from jobs.verbs import running, cluster, exchange, importing, looking, scoring, upkeep, machine  # isort: skip
 from jobs.verbs.app import app
 from workers.errors import FailureKind, MaskmillError, TaskError
 
-VERBS = (running, cluster, exchange, importing, looking, upkeep, machine)
+VERBS = (running, cluster, exchange, importing, looking, scoring, upkeep, machine)
 EXIT_FAULT = 70
 """A fault of this program (EX_SOFTWARE): not one of the outcomes a caller may act upon."""
 

@@ -25,17 +25,20 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import itertools
 import json
 import math
+import operator
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from jobs.dataset import BATCH_ROWS, Dataset, Frame, ObjectMask, Video
+from jobs.dataset import BATCH_ROWS, Dataset, Frame, ObjectMask, Video, VideoRows
 from workers.sinks.schema import (
     FLAG_BORDER,
     NO_UNIT,
@@ -419,8 +422,14 @@ class Measuring:
         self._rows.clear()
 
 
-def measure_run(dataset: Dataset, measuring: Measuring, num_threads: int = 2) -> None:
-    """Measure every video of a dataset.
+def measure_run(
+    dataset: Dataset,
+    measuring: Measuring,
+    wanted: NDArray[np.int64] | None = None,
+    *,
+    on_video: Callable[[int], None] | None = None,
+) -> None:
+    """Measure the videos of a dataset.
 
     Parameters
     ----------
@@ -428,16 +437,15 @@ def measure_run(dataset: Dataset, measuring: Measuring, num_threads: int = 2) ->
         What to measure.
     measuring : Measuring
         Takes it in.
-    num_threads : int
-        Videos measured at a time.
+    wanted : ndarray of int64, shape (N,), optional
+        Only these video keys, ascending.
+    on_video : callable, optional
+        Called with the number of videos that are done.
     """
-    from jobs.parallel import map_bounded
-
-    def measure(video: Video) -> list[ObjectQuality]:
-        return measure_video(video, dataset.frames(video))
-
-    for objects in map_bounded(measure, dataset.videos(), num_threads):
-        measuring.add(objects)
+    for count, rows in enumerate(dataset.scan(wanted), 1):
+        measuring.add(measure_video(rows.video, _frames(rows)))
+        if on_video is not None:
+            on_video(count)
 
 
 def read_summary(store: Store) -> RunQuality | None:
@@ -484,6 +492,24 @@ def read_review(store: Store, limit: int | None = None) -> list[ReviewItem]:
     except FileNotFoundError:
         return []
     return [ReviewItem(**row) for row in rows]
+
+
+def _frames(rows: VideoRows) -> Iterator[Frame]:
+    """Yield the frames of one video from its columns."""
+    names = ("object_id", "category_id", "score", "area", "rle_counts", "flags", "frame_idx")
+    columns = zip(*(rows.masks[name].to_pylist() for name in names), strict=True)
+    size, no_box = (rows.video.height, rows.video.width), (0.0, 0.0, 0.0, 0.0)
+    by_frame = itertools.groupby(columns, key=operator.itemgetter(6))
+    frame_idx, masks = next(by_frame, (None, iter(())))
+    for row in rows.frames.to_pylist():
+        present: list[ObjectMask] = []
+        if row["frame_idx"] == frame_idx:
+            present = [
+                ObjectMask(object_id, category_id, score, no_box, area, size, counts, flags)
+                for object_id, category_id, score, area, counts, flags, _ in masks
+            ]
+            frame_idx, masks = next(by_frame, (None, iter(())))
+        yield Frame(row["frame_idx"], row["pts_us"], tuple(present), tuple(row["occluded_ids"]))
 
 
 @dataclass(slots=True)

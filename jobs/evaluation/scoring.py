@@ -8,6 +8,7 @@ and counted; frames that the video does not have mean another video, and are ref
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from workers import rle
 from workers.decode.frames import order_frames
 from workers.errors import InputError, MaskmillError
 from workers.masks import CroppedMask, crop_mask, cropped_iou_matrix, match_one_to_one
+from workers.messages import StoreOptions
 from workers.storage import open_store
 
 EMPTY = CroppedMask((0, 0, 0, 0), np.zeros((0, 0), np.uint8), 0)
@@ -132,6 +134,7 @@ def score_video(
     *,
     match: Match = Match.ID,
     skip_ends: bool = True,
+    corpus_options: StoreOptions | None = None,
 ) -> SequenceScore:
     """Measure one video.
 
@@ -150,6 +153,8 @@ def score_video(
     skip_ends : bool
         Leave out the first and the last frame for J and F, as DAVIS does. HOTA, MOTA, IDF1 and
         box measures count all frames, as their authors do.
+    corpus_options : StoreOptions, optional
+        How to reach the video, whose folder names its frames.
 
     Returns
     -------
@@ -163,7 +168,7 @@ def score_video(
     """
     if sequence.kind.is_boxes:
         return _score_boxes(dataset, video, truth, sequence, match)
-    return _MaskScoring(dataset, video, truth, sequence, skip_ends).score(match)
+    return _MaskScoring(dataset, video, truth, sequence, skip_ends, corpus_options).score(match)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +180,7 @@ class _MaskScoring:
     truth: GroundTruth
     sequence: TruthSequence
     skip_ends: bool
+    corpus_options: StoreOptions | None
 
     def score(self, match: Match) -> SequenceScore:
         """Return the measures."""
@@ -250,7 +256,7 @@ class _MaskScoring:
         num_frames = _num_source_frames(video)
         tracked = self.dataset.frames(video)
         frame = next(tracked, None)
-        for known in self.truth.frames(self.sequence, _frame_stems(video)):
+        for known in self.truth.frames(self.sequence, self._frame_stems()):
             if known.frame_idx >= num_frames:
                 raise InputError(
                     f"the ground truth {name} knows frame {known.frame_idx}, but {video.name} has "
@@ -267,6 +273,19 @@ class _MaskScoring:
                 frame = next(tracked, None)
             is_tracked = frame is not None and frame.frame_idx == known.frame_idx
             yield known, frame if is_tracked else None
+
+    def _frame_stems(self) -> list[str] | None:
+        """Return the names of the video's frames without ending, if it is a folder in reach."""
+        if not self.video.row["decoder"].startswith(FRAMES_DECODER):
+            return None
+        try:
+            folder = open_store(self.video.uri, self.corpus_options)
+            keys = [stat.key for stat in folder.list() if "/" not in stat.key]
+            names = order_frames(keys, folder.uri)
+        except (MaskmillError, OSError):
+            # Then names can only be frame indices.
+            return None
+        return [name.rpartition(".")[0] for name in names] or None
 
     def _check(self, num_frames: int, num_untracked: int, truth_ids: Collection[int]) -> None:
         """Refuse what cannot be measured."""
@@ -404,7 +423,7 @@ def _best_pairs(overlaps: Mapping[tuple[int, int], float]) -> dict[int, int]:
     found_ids = sorted({found_id for _, found_id in overlaps})
     total = np.zeros((len(truth_ids), len(found_ids)))
     for (truth_id, found_id), overlap in overlaps.items():
-        total[truth_ids.index(truth_id), found_ids.index(found_id)] = overlap
+        total[bisect_left(truth_ids, truth_id), bisect_left(found_ids, found_id)] = overlap
     return {truth_ids[i]: found_ids[j] for i, j in match_one_to_one(total, 0.0)}
 
 
@@ -413,15 +432,3 @@ def _num_source_frames(video: Video) -> int:
     fps, duration_us = video.row["fps"], video.row["duration_us"]
     estimated = round(duration_us * fps / 1e6) if fps and duration_us else 0
     return max(int(video.row["frames_decoded"]), estimated)
-
-
-def _frame_stems(video: Video) -> list[str] | None:
-    """Return the names of a video's frames without ending, if it is a folder in reach."""
-    if not video.row["decoder"].startswith(FRAMES_DECODER):
-        return None
-    try:
-        keys = [stat.key for stat in open_store(video.uri).list() if "/" not in stat.key]
-        return [name.rpartition(".")[0] for name in order_frames(keys, video.uri)] or None
-    except (MaskmillError, OSError):
-        # Then names can only be frame indices.
-        return None
