@@ -1,0 +1,5 @@
+"""Tests that need programs of Debian, beside the Python ones.
+
+Plain `pytest` does not collect them, so that the suite passes with Python and pip alone; `.ci/run`
+unpacks the programs (`.ci/debian-tools`), puts them on the path, and runs this folder.
+"""
