@@ -31,7 +31,6 @@ _SERVICES = (
     "dashboard-agent-listen",
     "dashboard-agent-grpc",
     "runtime-env-agent",
-    "metrics-export",
 )
 
 
@@ -64,12 +63,17 @@ class RayNode:
         The loopback address that the node announces.
     process : subprocess.Popen
         The starting command; its descendants are the node's processes.
+    metrics_port : int
+        Where the node's exporter answers Prometheus.
     """
 
-    def __init__(self, ip: str, process: subprocess.Popen[bytes], log_path: Path) -> None:
+    def __init__(
+        self, ip: str, process: subprocess.Popen[bytes], log_path: Path, metrics_port: int
+    ) -> None:
         self.ip = ip
         self.process = process
         self.log_path = log_path
+        self.metrics_port = metrics_port
         self._known: set[psutil.Process] = set()
 
     def processes(self) -> list[psutil.Process]:
@@ -176,16 +180,17 @@ class RayCluster:
             "RAY_AUTH_TOKEN": self.token,
         }
 
-    def add_node(self, *, wait: bool = True) -> RayNode:
-        """Start one more node, as an autoscaler would."""
+    def add_node(self, *, wait: bool = True, resources: str = "{}") -> RayNode:
+        """Start one more node, as an autoscaler would; `resources` is JSON, as Ray takes it."""
         self._num_added += 1
-        node = self._start_node(f"127.0.0.{self._num_added + 1}", self.cpus_per_node)
+        ip = f"127.0.0.{self._num_added + 1}"
+        node = self._start_node(ip, self.cpus_per_node, resources=resources)
         self.nodes.append(node)
         if wait:
             self._wait_started(node)
         return node
 
-    def drain(self, node: RayNode) -> None:
+    def drain(self, node: RayNode, *, deadline_s: int = 60) -> None:
         """Announce that a node is about to be taken away, as a cloud's spot notice does."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         environment |= self.environment
@@ -197,7 +202,7 @@ class RayCluster:
                 f"--node-id={self._node_id(node)}",
                 "--reason=DRAIN_NODE_REASON_PREEMPTION",
                 "--reason-message=spot notice",
-                "--deadline-remaining-seconds=60",
+                f"--deadline-remaining-seconds={deadline_s}",
             ],
             env=environment,
             check=True,
@@ -219,7 +224,10 @@ class RayCluster:
             node.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _start_node(self, ip: str, num_cpus: int, *, head: bool = False) -> RayNode:
+    def _start_node(
+        self, ip: str, num_cpus: int, *, head: bool = False, resources: str = "{}"
+    ) -> RayNode:
+        metrics_port = free_port()
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
         if head:
             command += [
@@ -237,6 +245,8 @@ class RayCluster:
             f"--temp-dir={self.folder}/{ip.rpartition('.')[2]}",
             f"--num-cpus={num_cpus}",
             "--num-gpus=0",
+            f"--resources={resources}",
+            f"--metrics-export-port={metrics_port}",
             "--object-store-memory=80000000",
             "--min-worker-port=0",  # any free port: several raylets share this machine
             "--max-worker-port=0",
@@ -271,7 +281,7 @@ class RayCluster:
                 env=environment,
                 preexec_fn=_end_with_parent,
             )
-        node = RayNode(ip, process, log_path)
+        node = RayNode(ip, process, log_path, metrics_port)
         if head:
             self._wait_started(node)
         return node
