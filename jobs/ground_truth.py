@@ -10,15 +10,16 @@ the video's name, without extension, and it is kept in one of four ways:
     0-based frame index, or the stem of the frame's file where the video is a folder of frames.
     The pictures may lie in ``masks`` or ``Annotations`` below ``DIR/<name>``; then nothing else
     below ``DIR/<name>`` is looked at. Frames without a picture are unknown, not empty.
-``DIR/<name>.json``
+``DIR/<name>.json``, also ``DIR/<name>_manual.json`` and ``DIR/<name>_auto.json``
     Masks that overlap, or more than 254 objects: one JSON object in the form of SA-V's manual
     annotations. ``video_height`` and ``video_width``; ``masklet``, a list per frame of a list per
     object of COCO RLE ``{"size": [H, W], "counts": "..."}``, where null or counts without an
     object pixel mean absent; ``masklet_id``, the object id of each place in those lists (default
     1, 2, ...). ``frame_idx``, which SA-V does not have, is the 0-based frame index of each row of
-    ``masklet``; without it rows are ``frame_step`` frames apart, by default 1, and 4 where
-    ``video_frame_count`` says that only every fourth frame is there, as in SA-V. Other keys are
-    not looked at.
+    ``masklet`` (exports of ours have it below ``maskmill``); without it rows are ``frame_step``
+    frames apart, by default 1, and 4 where ``video_frame_count`` says that only every fourth frame
+    is there, as in SA-V. ``void``, which SA-V does not have either, is one RLE or null per row:
+    pixels that are known to nobody. Other keys are not looked at.
 ``DIR/<name>/groundtruth_rect.txt``
     Boxes of one object, id 1, as OTB keeps them: one line ``x y w h`` per frame from frame 0 on,
     separated by comma, tab or blank, pixels *counted from 1*. No size, or NaN, means absent.
@@ -51,6 +52,8 @@ from workers.storage import Store, open_store
 MASK_FOLDERS = ("masks", "Annotations")
 """Folders below a sequence's own that may hold its pictures."""
 MASKLETS_ENDING = ".json"
+SA_V_SUFFIXES = ("_manual", "_auto")
+"""What SA-V puts between a video's name and the ending."""
 OTB_BOXES = "groundtruth_rect.txt"
 PLAIN_BOXES = "boxes.json"
 BOX_OBJECT_ID = 1
@@ -257,7 +260,8 @@ class GroundTruth:
             num_objects = len(rows[0]) if rows else 0
             ids = [int(i) for i in content.get("masklet_id") or range(1, num_objects + 1)]
             indices = _row_frames(content, len(rows))
-            is_square = all(len(row) == len(ids) for row in rows)
+            voids = content.get("void") or [None] * len(rows)
+            is_square = all(len(row) == len(ids) for row in rows) and len(voids) == len(rows)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise InputError(
@@ -267,17 +271,20 @@ class GroundTruth:
         if not is_square or len(indices) != len(rows) or len(set(ids)) != len(ids):
             raise InputError(
                 f"{uri} contradicts itself: every frame of masklet must have an entry for each of "
-                f"the {len(ids)} different ids in masklet_id, and frame_idx one per frame"
+                f"the {len(ids)} different ids in masklet_id, and frame_idx and void one per frame"
             )
         if sorted(set(indices)) != indices or (indices and indices[0] < 0):
             raise InputError(f"frame_idx in {uri} must ascend from 0 or more: sort its frames")
-        for frame_idx, row in zip(indices, rows, strict=True):
+        for frame_idx, row, unknown in zip(indices, rows, voids, strict=True):
+            void = _decode(unknown, size, f"void on frame {frame_idx} of {uri}")
             masks = {}
             for object_id, entry in zip(ids, row, strict=True):
                 mask = _decode(entry, size, f"object {object_id} on frame {frame_idx} of {uri}")
                 if mask is not None:
                     masks[object_id] = mask
-            yield TruthFrame(frame_idx, size, masks)
+            yield TruthFrame(
+                frame_idx, size, masks, None if void is None else void.paste(*size) != 0
+            )
 
 
 def open_ground_truth(uri: str, options: StoreOptions | None = None) -> GroundTruth:
@@ -336,7 +343,13 @@ def _find_sequences(store: Store) -> dict[str, TruthSequence]:
     owners = set(found)
     for key in files:
         name = key.removesuffix(MASKLETS_ENDING)
-        if name != key and not key.endswith(f"/{PLAIN_BOXES}") and not _is_below(key, owners):
+        for suffix in SA_V_SUFFIXES:
+            name = name.removesuffix(suffix)
+        if (
+            key.endswith(MASKLETS_ENDING)
+            and not key.endswith(f"/{PLAIN_BOXES}")
+            and not _is_below(key, owners)
+        ):
             found.setdefault(name, TruthSequence(name, TruthKind.MASKLETS, key))
     return found
 
@@ -367,8 +380,9 @@ def _labels(data: bytes, uri: str) -> NDArray[np.uint8]:
 
 def _row_frames(content: Mapping[str, Any], num_rows: int) -> list[int]:
     """Return the frame index of each row of `masklet`."""
-    if content.get("frame_idx") is not None:
-        return [int(index) for index in content["frame_idx"]]
+    told = content.get("frame_idx") or content.get("maskmill", {}).get("frame_idx")
+    if told is not None:
+        return [int(index) for index in told]
     step = content.get("frame_step")
     if step is None:
         total = int(content.get("video_frame_count") or num_rows)
