@@ -399,8 +399,11 @@ def test_mots_of_kitti(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "gt").glob("[!.]*")] == ["street.json"]
     wanted = {0: {1001: first, 2001: second}, 1: {}, 2: {}, 3: {1001: second}}
     assert_same(read_truth(tmp_path / "gt"), {"street": wanted})
-    void = json.loads((tmp_path / "gt" / "street.json").read_text())["void"]
-    assert void == [text_rle(region), None, None, None]
+    truth = open_ground_truth(str(tmp_path / "gt"))
+    voids = [frame.void for frame in truth.frames(truth.sequences["street"])]
+    assert voids[0] is not None
+    np.testing.assert_array_equal(voids[0], region != 0)
+    assert voids[1:] == [None] * 3
 
 
 def test_ignored_regions_are_void(tmp_path: Path) -> None:
