@@ -38,7 +38,9 @@ def write_corpus(folder: Path, num_videos: int, *, num_frames: int = 8) -> dict[
     return frames
 
 
-def maskmill(*words: Any, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def maskmill(
+    *words: Any, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.Popen[str]:
     """Start the command line as a process of its own group."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {"PYTHONPATH": str(ROOT)} | dict(env or {})
@@ -48,6 +50,7 @@ def maskmill(*words: Any, env: Mapping[str, str] | None = None) -> subprocess.Po
         stderr=subprocess.STDOUT,
         text=True,
         env=environment,
+        cwd=cwd,
         start_new_session=True,
     )
 

@@ -134,7 +134,12 @@ def test_the_command_means_the_same_on_the_cluster(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[RunConfig] = []
-    monkeypatch.setattr("jobs.verbs.running.run_and_report", lambda c, _: ran.append(c) or 0)
+
+    def keep(config: RunConfig, _: str) -> int:
+        ran.append(config)
+        return 0
+
+    monkeypatch.setattr("jobs.verbs.running.run_and_report", keep)
     asked = config(store)
     assert cli.main(["run", *_run_words(asked, store)]) == 0
     assert ran[0].pool.ray_address is None  # Ray itself says on which cluster a job is
@@ -183,8 +188,8 @@ def test_wheel_installs_and_runs(tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     assert build_wheel(tmp_path / "again")[0].read_bytes() == wheel.read_bytes()
     place = tmp_path / "place"
-    install = ["-m", "pip", "install", "--no-index", "--quiet", "--target", place, wheel]
-    subprocess.run([sys.executable, *install], check=True)
+    install = [sys.executable, "-m", "pip", "install", "--no-index", "--quiet"]
+    subprocess.run([*install, "--target", str(place), str(wheel)], check=True)
     told = subprocess.run(
         [sys.executable, "-m", "jobs.cli", "--version"],
         env={"PYTHONPATH": str(place)},
