@@ -232,9 +232,7 @@ class GroundTruth:
                     f"{uri} has {_shown(values.shape)} pixels, the pictures before it "
                     f"{_shown(size)}: all of one video must have one size"
                 )
-            present = np.flatnonzero(np.bincount(values.reshape(-1), minlength=VOID + 1))
-            ids = [int(value) for value in present if 0 < value < VOID]
-            has_void = bool(present[-1] == VOID)
+            ids, has_void = _present(values)
             if is_binary is None and (ids or has_void):
                 is_binary = not ids
             if is_binary and ids:
@@ -376,6 +374,15 @@ def _labels(data: bytes, uri: str) -> NDArray[np.uint8]:
             f"is void: for more objects use the form {MASKLETS_ENDING} of SA-V"
         )
     return values.astype(np.uint8)
+
+
+def _present(labels: NDArray[np.uint8]) -> tuple[list[int], bool]:
+    """Return the object ids of a picture, ascending, and whether it has void pixels."""
+    import cv2
+
+    # Ten times faster than sorting the pixels, as numpy.unique does.
+    counts = cv2.calcHist([labels], [0], None, [VOID + 1], [0, VOID + 1]).reshape(-1)
+    return [int(value) for value in np.flatnonzero(counts[1:VOID]) + 1], bool(counts[VOID])
 
 
 def _row_frames(content: Mapping[str, Any], num_rows: int) -> list[int]:
