@@ -137,7 +137,7 @@ def export_dataset(
     kind = _folder_kind(dataset, format, selection, options, tally)
     identity = {
         "dataset": dataset.uri,
-        "version": _version(dataset),
+        "version": dataset_version(dataset),
         "format": format.value,
         "selection": repr(selection),
         "options": repr((options.results, options.z_order, sorted(options.categories.items()))),
@@ -230,8 +230,19 @@ def _check_classes(dataset: Dataset, classes: Classes) -> None:
         raise mots.unknown_class(classes, unknown)
 
 
-def _version(dataset: Dataset) -> str:
-    """Return what changes when the readable rows of a dataset do."""
+def dataset_version(dataset: Dataset) -> str:
+    """Return what changes when the readable rows of a dataset do.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        The dataset.
+
+    Returns
+    -------
+    str
+        Empty for a copy without a log.
+    """
     if dataset.state is None:
         return ""
     return f"{dataset.state.published_through}-{sorted(dataset.state.segments)}"
