@@ -38,7 +38,11 @@ ANSWER_S = 60.0
 """How long it may take to answer a request."""
 SILENT_S = 30.0
 """A cluster that answers nothing for this long while its job is followed is lost."""
-_TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+_TALKATIVE = (
+    "ray._private.authentication.authentication_token_setup",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+)
 """Loggers of Ray's client that speak by themselves."""
 _LOOK_EVERY_S = 5.0
 """How often a silent job is asked whether it still runs."""

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -68,13 +68,24 @@ class RayNode:
     """
 
     def __init__(
-        self, ip: str, process: subprocess.Popen[bytes], log_path: Path, metrics_port: int
+        self,
+        ip: str,
+        process: subprocess.Popen[bytes],
+        log_path: Path,
+        metrics_port: int,
+        start_again: Callable[[], RayNode],
     ) -> None:
         self.ip = ip
         self.process = process
         self.log_path = log_path
         self.metrics_port = metrics_port
+        self._start_again = start_again
         self._known: set[psutil.Process] = set()
+
+    def restart(self) -> None:
+        """Start a node that was killed once more, under the same address."""
+        again = self._start_again()
+        self.process, self.metrics_port = again.process, again.metrics_port
 
     def processes(self) -> list[psutil.Process]:
         """Return every process of the node seen so far that still lives."""
@@ -154,9 +165,11 @@ class RayCluster:
         self._num_added = 0
         try:
             self.head = self._start_node("127.0.0.1", head_cpus, head=True)
+            self._wait_started(self.head)
             for _ in range(num_nodes):
                 self.add_node(wait=False)
-            self._wait(1 + num_nodes)
+            for node in self.nodes:
+                self._wait_started(node)
         except BaseException:
             self.close()
             raise
@@ -242,7 +255,7 @@ class RayCluster:
         command += [
             f"--node-ip-address={ip}",
             # One each: nodes that start at the same time would choose the same socket in one.
-            f"--temp-dir={self.folder}/{ip.rpartition('.')[2]}",
+            f"--temp-dir={self._node_folder(ip)}",
             f"--num-cpus={num_cpus}",
             "--num-gpus=0",
             f"--resources={resources}",
@@ -269,9 +282,7 @@ class RayCluster:
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         }
         del environment["RAY_ADDRESS"]
-        # The machine may be busy with others.
-        environment["RAY_raylet_start_wait_time_s"] = "120"
-        environment["RAY_agent_register_timeout_ms"] = "120000"
+        environment["RAY_raylet_start_wait_time_s"] = "120"  # the machine may be busy with others
         log_path = self.folder / f"node-{ip}.log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(
@@ -281,21 +292,36 @@ class RayCluster:
                 env=environment,
                 preexec_fn=_end_with_parent,
             )
-        node = RayNode(ip, process, log_path, metrics_port)
-        if head:
-            self._wait_started(node)
-        return node
 
-    def _wait(self, num_nodes: int) -> None:
-        for node in [self.head, *self.nodes][:num_nodes]:
-            self._wait_started(node)
+        def start_again() -> RayNode:
+            return self._start_node(ip, num_cpus, head=head, resources=resources)
+
+        return RayNode(ip, process, log_path, metrics_port, start_again)
+
+    def _node_folder(self, ip: str) -> Path:
+        return self.folder / ip.rpartition(".")[2]
+
+    def _gave_up(self, node: RayNode) -> bool:
+        logs = self._node_folder(node.ip).glob("session_2*/logs/raylet*")
+        return any(
+            "Timed out waiting for file" in path.read_text(errors="replace") for path in logs
+        )
 
     def _wait_started(self, node: RayNode) -> None:
+        """Wait until a node is up; start it once more if its raylet gave up on its agent.
+
+        A raylet allows its agent, a Python of its own, some fifteen seconds, whatever else the
+        machine is busy with.
+        """
         deadline = time.monotonic() + _START_TIMEOUT_S
         while time.monotonic() < deadline:
             if "Ray runtime started" in node.log_path.read_text(errors="replace"):
                 node.processes()
                 return
+            if self._gave_up(node):
+                node.kill()
+                shutil.rmtree(self._node_folder(node.ip), ignore_errors=True)
+                node.restart()
             if node.process.poll() is not None:
                 break
             time.sleep(0.1)
