@@ -153,7 +153,7 @@ def render_video(
         _check_fits(run.video, beside.video)
     source = tracked_source(run.video, options, moved_to=moved_to)
     pieces = _Pieces(run.video.num_frames)
-    with _replaced(film) as film_part, _replaced(sheet) as sheet_part:
+    with replaced(film) as film_part, replaced(sheet) as sheet_part:
         pictures = _draw(run, beside, source, options)
         num_frames = _encode(run.video, pictures, film_part, pieces, progress)
         write_png(sheet_part, pieces.sheet(run, beside))
@@ -355,8 +355,19 @@ def _write_all(
 
 
 @contextmanager
-def _replaced(path: Path) -> Iterator[Path]:
-    """Yield a place beside `path` that takes its name if the context ends well."""
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a place beside `path` that takes its name if the context ends well.
+
+    Parameters
+    ----------
+    path : Path
+        What is there is replaced then, and stays otherwise.
+
+    Yields
+    ------
+    Path
+        Nothing is there yet; what is there after a failure is removed.
+    """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         yield part

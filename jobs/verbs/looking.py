@@ -88,6 +88,85 @@ def render(
     print(f"contact sheet in {made.sheet}")
 
 
+@app.command(rich_help_panel=PANEL)
+@configured(STORES)
+def report(
+    command: CommandLine,
+    out: OutArgument,
+    dest: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DEST",
+            help="The page, NAME.html, or a folder for it.",
+            show_default="OUT.report.html in this folder",
+        ),
+    ] = None,
+    pictures: Annotated[
+        int,
+        typer.Option(
+            "--pictures",
+            metavar="N",
+            min=0,
+            help="Read the sources of at most N videos again, to picture what stands out.",
+        ),
+    ] = 12,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write one HTML page about a run: time, failures, results, what to look at first."""
+    from jobs.dataset import Dataset
+    from jobs.report_page.page import make_page
+
+    path = page_path(dest, out)
+    refuse_existing((path,), overwrite)
+    store = open_out(out, command)
+    dataset = Dataset(store)
+    options = corpus_options(dataset, command)
+    with progress_bar("picturing", pictures) as told:
+        page = make_page(dataset, store, options, num_pictured=pictures, progress=told)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, page.encode())
+    print(f"{path}, {path.stat().st_size / 1e6:.1f} MB: open it in a browser")
+
+
+def page_path(dest: str | None, out: str) -> Path:
+    """Return where the page about an output goes.
+
+    Parameters
+    ----------
+    dest : str or None
+        As typed.
+    out : str
+        Folder or URL of the output.
+
+    Returns
+    -------
+    Path
+        Ends with ``.html``.
+
+    Raises
+    ------
+    ConfigError
+        The destination is no file name of a page, or no local one.
+    """
+    name = f"{Path(out.rstrip('/')).name or 'maskmill'}.report.html"
+    if dest is None:
+        return Path(name)
+    path = local_path(dest)
+    if path.is_dir() or not path.suffix:
+        return path / name
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"a report is an HTML page: end {dest} with .html, or give a folder")
+    return path
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that is complete when it takes its name."""
+    from jobs.rendering.clip import replaced
+
+    with replaced(path) as part:
+        part.write_bytes(data)
+
+
 def film_path(dest: str | None, name: str) -> Path:
     """Return where the film of a video goes.
 
