@@ -237,37 +237,35 @@ class Annotations:
         ConfigError
             A track has two masks on one frame.
         """
-        videos = self._database.execute("SELECT DISTINCT video FROM unnumbered").fetchall()
-        for (video,) in videos:
-            (last,) = self._database.execute(
-                "SELECT coalesce(max(object_id), 0) FROM masks WHERE video = ?", (video,)
-            ).fetchone()
-            given: dict[str, int] = {}
-            rows = self._database.execute(
-                "SELECT frame_idx, track, label, counts FROM unnumbered WHERE video = ? "
-                "ORDER BY frame_idx, number",
-                (video,),
-            )
-            for frame_idx, track, label, counts in rows:
-                object_id = given.get(track) if track is not None else None
-                if object_id is None:
-                    last = object_id = last + 1
-                    if track is not None:
-                        given[track] = object_id
-                try:
-                    self._database.execute(
-                        "INSERT INTO masks VALUES (?, ?, ?, ?, ?)",
-                        (video, frame_idx, object_id, label, counts),
-                    )
-                except sqlite3.IntegrityError:
-                    (name,) = self._database.execute(
-                        "SELECT name FROM videos WHERE video = ?", (video,)
-                    ).fetchone()
-                    raise ConfigError(
-                        f"the track {track} has a second mask on frame {frame_idx} of {name}: "
-                        f"keep one of the two"
-                    ) from None
-        self._database.execute("DELETE FROM unnumbered")
+        self._database.execute("CREATE INDEX by_frame ON unnumbered (video, frame_idx, number)")
+        rows = self._database.execute(
+            "SELECT video, frame_idx, track, label, counts FROM unnumbered "
+            "ORDER BY video, frame_idx, number"
+        )
+        current: int | None = None
+        last = 0
+        given: dict[str, int] = {}
+        for video, frame_idx, track, label, counts in rows:
+            if video != current:
+                current, last, given = video, self._last_object(video), {}
+            object_id = given.get(track) if track is not None else None
+            if object_id is None:
+                last = object_id = last + 1
+                if track is not None:
+                    given[track] = object_id
+            try:
+                self._database.execute(
+                    "INSERT INTO masks VALUES (?, ?, ?, ?, ?)",
+                    (video, frame_idx, object_id, label, counts),
+                )
+            except sqlite3.IntegrityError:
+                (name,) = self._database.execute(
+                    "SELECT name FROM videos WHERE video = ?", (video,)
+                ).fetchone()
+                raise ConfigError(
+                    f"the track {track} has a second mask on frame {frame_idx} of {name}: keep one "
+                    f"of the two"
+                ) from None
 
     def videos(self) -> Iterator[ReadVideo]:
         """Yield the videos, ordered by name."""
@@ -328,6 +326,12 @@ class Annotations:
             (video.number,),
         )
         return [object_id for (object_id,) in rows]
+
+    def _last_object(self, video: int) -> int:
+        (last,) = self._database.execute(
+            "SELECT coalesce(max(object_id), 0) FROM masks WHERE video = ?", (video,)
+        ).fetchone()
+        return int(last)
 
     def _count(self, table: str) -> int:
         (count,) = self._database.execute(f"SELECT count(*) FROM {table}").fetchone()

@@ -106,7 +106,7 @@ def _frame(
     image: Mapping[str, Any], videos: Lookup, naming: Naming, place: str
 ) -> tuple[str, int, int, int]:
     """Return the video, frame, height and width of an image."""
-    file_name = str(image.get("file_name") or "")
+    file_name = str(image.get("file_name") or "").replace("\\", "/")
     title = file_name.rpartition("/")[0].lstrip("./") or None
     if image.get("video_id") is not None:
         title = videos.get(image["video_id"])
@@ -118,8 +118,8 @@ def _frame(
     number = next((image[name] for name in FRAME_FIELDS if image.get(name) is not None), None)
     if number is None:
         frame_idx = naming.frame_of(file_name, place)
-    elif isinstance(number, int):
-        frame_idx = naming.frame_idx(number)
+    elif isinstance(number, (int, float)) and number == int(number):
+        frame_idx = naming.frame_idx(int(number))
     else:
         raise ConfigError(f"{place} has the frame {number!r}, which is no whole number: mend it")
     try:
@@ -161,9 +161,12 @@ def _track(annotation: Mapping[str, Any], place: str) -> int | str | None:
     found = [a[name] for name in TRACK_FIELDS for a in places if a.get(name) is not None]
     if not found:
         return None
-    if not isinstance(found[0], (int, str)):
-        raise ConfigError(f"{place} has the track {found[0]!r}: give it a number or a text")
-    return found[0]
+    track = found[0]
+    if isinstance(track, float) and track.is_integer():
+        track = int(track)
+    if not isinstance(track, (int, str)):
+        raise ConfigError(f"{place} has the track {track!r}: give it a whole number or a text")
+    return track
 
 
 def _add(lookup: Lookup, key: Any, value: Any, place: str) -> None:

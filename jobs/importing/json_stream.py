@@ -107,7 +107,8 @@ class JsonFile:
                 yield item
 
     def _broken(self, error: Exception) -> ConfigError:
-        reason = " ".join(str(error).split())[:120]
+        # The parser shows the place in further lines, which may be a piece of counts.
+        reason = " ".join(str(error).split("\n")[0].split())[:120]
         return ConfigError(
             f"{self.name} is no whole JSON file ({reason}): it may be cut off, so copy or export "
             f"it again"

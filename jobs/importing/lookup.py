@@ -39,7 +39,7 @@ class Lookup:
         """Keep a JSON value; KeyError when the id, a JSON value too, has one already."""
         try:
             self._database.execute(
-                "INSERT INTO entries VALUES (?, ?)", (json.dumps(key), json.dumps(value))
+                "INSERT INTO entries VALUES (?, ?)", (_text(key), json.dumps(value))
             )
         except sqlite3.IntegrityError:
             raise KeyError(key) from None
@@ -47,6 +47,12 @@ class Lookup:
     def get(self, key: Any) -> Any:
         """Return the value of an id; None when there is none."""
         row = self._database.execute(
-            "SELECT value FROM entries WHERE id = ?", (json.dumps(key),)
+            "SELECT value FROM entries WHERE id = ?", (_text(key),)
         ).fetchone()
         return None if row is None else json.loads(row[0])
+
+
+def _text(key: Any) -> str:
+    # Tables that went through a spreadsheet or pandas write 7 as 7.0.
+    whole = isinstance(key, float) and key.is_integer()
+    return json.dumps(int(key) if whole else key)

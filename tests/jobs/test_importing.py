@@ -303,7 +303,7 @@ def labelled(**more: Any) -> dict[str, Any]:
     return {"images": images, "categories": categories(), "annotations": []} | more
 
 
-def annotation(number: int, segmentation: Any, **more: Any) -> dict[str, Any]:
+def annotation(number: float, segmentation: Any, **more: Any) -> dict[str, Any]:
     return {"id": number, "image_id": 0, "category_id": 1, "segmentation": segmentation} | more
 
 
@@ -341,6 +341,13 @@ def test_tracks_that_are_no_object_ids(tmp_path: Path, capsys: pytest.CaptureFix
     first = {2: masks[3], 3: masks[0], 4: masks[2], 5: masks[4]}
     assert_same(found, {"street": {0: first, 2: {3: masks[1], 6: masks[5]}}})
     assert "2 masks have no track_id" in capsys.readouterr().err
+
+
+def test_numbers_that_went_through_a_table(tmp_path: Path) -> None:
+    mask = box("street", 2, 3, 4, 5)
+    content = labelled(annotations=[annotation(1.0, text_rle(mask), track_id=3.0, image_id=1.0)])
+    content["images"][1]["frame_id"] = 7.0
+    assert_same(import_labelled(tmp_path, content), {"street": {7: {3: mask}}})
 
 
 def test_a_source_that_names_no_video(tmp_path: Path) -> None:
@@ -557,6 +564,14 @@ FAULTS: dict[str, tuple[Any, str]] = {
         "no path below a corpus",
     ),
     "nothing": (labelled(), "holds no mask"),
+    "half a frame": (
+        labelled(images=[{"id": 1, "file_name": "v/1.png", "frame_id": 0.5}]),
+        "has the frame 0.5, which is no whole number",
+    ),
+    "a track of lists": (
+        labelled(annotations=[annotation(9, GOOD, track_id=[1])]),
+        r"has the track \[1\]: give it",
+    ),
     "no object": (labelled(annotations=[7]), "entry 0 of annotations in .* no JSON object"),
 }
 
