@@ -217,8 +217,13 @@ class JobServer:
                     num_written += new
             report = await self._watched(job_id)
             if report.state.has_ended():
-                return report
+                break
             await asyncio.sleep(1)
+        # Its last words may not have come through; they went down with its node if this fails.
+        with contextlib.suppress(StoreError):
+            if rest := (await asyncio.to_thread(self.output, job_id))[num_written:]:
+                write(rest)
+        return report
 
     async def _listen(self, job_id: str) -> AsyncIterator[str]:
         """Yield what a job prints until the connection or the job ends, or the cluster is lost."""

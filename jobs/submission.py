@@ -109,7 +109,8 @@ def submit(
         if ship_code:
             wheel, version = build_wheel(Path(folder))
             runtime_env["py_modules"] = [str(wheel)]
-            program = ["python", "-m", "jobs.cli"]
+            # Not what the folder may hold that the job happens to start in.
+            program = ["python", "-P", "-m", "jobs.cli"]
         submission = _claim(store, state, server, version)
         try:
             server.submit(

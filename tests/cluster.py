@@ -290,6 +290,7 @@ class RayCluster:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
+                cwd=self.folder,  # Ray lets workers import from where a driver started
                 preexec_fn=_end_with_parent,
             )
 
