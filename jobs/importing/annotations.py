@@ -18,6 +18,7 @@ from workers.errors import ConfigError
 MAX_OBJECT_ID = 2**31 - 1
 
 _CACHED_VIDEOS = 4096
+_CACHE_KIB = 64 * 1024
 _SCHEMA = """
 CREATE TABLE videos (video INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, height INT, width INT);
 CREATE TABLE frames (video INT, frame_idx INT, void BLOB, PRIMARY KEY (video, frame_idx))
@@ -96,6 +97,7 @@ class Annotations:
         # The file is worth nothing after a crash, so it needs no journal.
         self._database.execute("PRAGMA journal_mode = OFF")
         self._database.execute("PRAGMA synchronous = OFF")
+        self._database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self._database.executescript(_SCHEMA)
         self._known: dict[str, ReadVideo] = {}
 
@@ -280,7 +282,7 @@ class Annotations:
             "SELECT name FROM videos WHERE name = ? OR (name > ? AND name < ?)",
             (stem, f"{stem}.", f"{stem}/"),
         )
-        return [name for (name,) in rows if "." not in name[len(stem) + 1 :]]
+        return [name for (name,) in rows if not set("./") & set(name[len(stem) + 1 :])]
 
     def frames(self, video: ReadVideo) -> Iterator[tuple[int, list[ReadMask], bytes | None]]:
         """Yield the annotated frames of one video in order of time.

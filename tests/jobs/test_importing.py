@@ -470,6 +470,24 @@ def test_void_before_the_first_object_is_not_taken_for_one(tmp_path: Path) -> No
     assert_same(read_truth(tmp_path / "gt"), {"street": {0: {}, 1: {1: first}}})
 
 
+def test_a_name_that_means_something_else_in_a_ground_truth(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = scene(overlaps=True)
+    videos = {"park/dogs": wanted["park/dogs"], "street": wanted["street"]}
+    source = write_coco(tmp_path, videos)
+    # Masklets of a video whose folder is full of another one's pictures would not be found.
+    text = source.read_text().replace('"street"', '"park/dogs/masks"')
+    source.write_text(text)
+    words = (source, "--format", "coco", "--gt", tmp_path / "gt")
+    assert maskmill_import(*words) == 2
+    assert_one_sentence(capsys.readouterr().err, "park/dogs/masks.json, which has another meaning")
+    assert not (tmp_path / "gt").exists()
+    source.write_text(text.replace('"park/dogs/masks"', '"elsewhere/masks"'))
+    assert maskmill_import(*words) == 0
+    assert sorted(read_truth(tmp_path / "gt")) == ["elsewhere/masks", "park/dogs"]
+
+
 def test_void_of_davis_stays(tmp_path: Path) -> None:
     (tmp_path / "davis" / "street").mkdir(parents=True)
     values = box("street", 0, 0, 5, 5) * 255
@@ -484,14 +502,15 @@ def test_void_of_davis_stays(tmp_path: Path) -> None:
 def test_videos_that_differ_in_their_extension_stay_apart(tmp_path: Path) -> None:
     mask = box("street", 2, 3, 4, 5)
     content = labelled(annotations=[annotation(1, text_rle(mask), track_id=1)])
-    names = ("a/clip.mp4", "a/clip.mov", "a/clip.v2.mp4")
+    names = ("a/clip.mp4", "a/clip.mov", "a/clip.v2.mp4", "b.c.mp4", "b.d/e.mp4", "b")
     content["videos"] = [{"id": i, "name": name} for i, name in enumerate(names)]
     image = {"frame_id": 0, "height": 40, "width": 60}
-    content["images"] = [image | {"id": i, "video_id": i} for i in range(3)]
+    content["images"] = [image | {"id": i, "video_id": i} for i in range(len(names))]
     (tmp_path / "labels.json").write_text(json.dumps(content))
     words = (tmp_path / "labels.json", "--format", "coco", "--gt", tmp_path / "gt")
     assert maskmill_import(*words) == 0
-    assert sorted(read_truth(tmp_path / "gt")) == ["a/clip.mov", "a/clip.mp4", "a/clip.v2"]
+    wanted = ["a/clip.mov", "a/clip.mp4", "a/clip.v2", "b", "b.c", "b.d/e"]
+    assert sorted(read_truth(tmp_path / "gt")) == wanted
 
 
 # -- faults ----------------------------------------------------------------------------------
