@@ -44,6 +44,13 @@ VERBS = (
     "run",
     "status",
     "retry",
+    "submit",
+    "logs",
+    "cancel",
+    "export",
+    "import",
+    "render",
+    "eval",
     "verify",
     "gc",
     "compact",
@@ -76,8 +83,6 @@ def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for verb in VERBS:
         assert verb in shown
-    for planned in ("submit", "export", "import", "eval"):
-        assert f" {planned} " not in shown
 
 
 @pytest.mark.parametrize("verb", VERBS)
