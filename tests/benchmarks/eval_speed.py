@@ -13,7 +13,8 @@ HOTA, MOTA and IDF1 from OUT's own tables with so many threads; both read their 
 page cache, in turns, and the median of `--repeat` turns counts, by the clock and by processor
 time. Then every number is compared: J and F of each object with vos-benchmark's, HOTA, DetA, AssA,
 MOTA, IDF1 and switches of each sequence and of all with TrackEval's own loader and metrics. The
-exit code is 1 if one differs by more than 1e-3. Sequences need a mask on every frame.
+exit code is 1 if one differs by more than 1e-3. vos-benchmark counts an object from the frame on
+that first shows it, DAVIS and maskmill always: objects that come later would differ.
 """
 
 from __future__ import annotations
@@ -69,6 +70,9 @@ def write_pictures(dataset: Dataset, truth: GroundTruth, folder: Path) -> dict[s
                 true[mask.paste(*shape) > 0] = object_id
             for stored in frame.masks:
                 found[stored.decode() > 0] = stored.object_id
+            void = known[frame.frame_idx].void
+            if void is not None:
+                found[void] = 0
             Image.fromarray(true).save(true_folder / f"{frame.frame_idx:05d}.png")
             Image.fromarray(found).save(found_folder / f"{frame.frame_idx:05d}.png")
     return names
