@@ -20,7 +20,7 @@ from jobs.evaluation.tracking import TrackingCounts, TrackingTally
 from tests.trackeval_home import import_trackeval
 
 Frame = tuple[list[int], list[int], NDArray[np.float64]]
-NUM_VIDEOS = 40
+NUM_VIDEOS = 21
 
 
 def random_video(seed: int) -> list[Frame]:
