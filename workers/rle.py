@@ -14,6 +14,7 @@ ASCII.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,32 +216,80 @@ def run_lengths(counts: bytes | str, height: int, width: int) -> NDArray[np.int6
     >>> run_lengths(b'723', 3, 4).tolist()
     [7, 2, 3]
     """
-    data = counts.encode("ascii", "replace") if isinstance(counts, str) else bytes(counts)
-    digits = np.frombuffer(data, np.uint8).astype(np.int64) - 48
-    if not len(digits) or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
+    return run_lengths_of([counts], height, width)[0]
+
+
+def run_lengths_of(
+    masks: Sequence[bytes | str], height: int, width: int
+) -> list[NDArray[np.int64]]:
+    """Return the run lengths of many masks of one size, several times faster than one by one.
+
+    Parameters
+    ----------
+    masks : sequence of bytes or str, N of them
+        COCO compressed counts.
+    height, width : int
+        Size of the masks in pixels.
+
+    Returns
+    -------
+    list of ndarray of int64, shape (R,)
+        As `run_lengths` returns them, one per mask.
+
+    Raises
+    ------
+    InvalidRleError
+        The runs of a mask do not add up to the size, or its text is cut off inside a number.
+
+    Examples
+    --------
+    >>> [runs.tolist() for runs in run_lengths_of([b'723', b'<'], 3, 4)]
+    [[7, 2, 3], [12]]
+    """
+    if not masks:
+        return []
+    texts = [mask.encode("ascii", "replace") if isinstance(mask, str) else mask for mask in masks]
+    digits = np.frombuffer(b"".join(texts), np.uint8).astype(np.int64) - 48
+    sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+    ends = np.cumsum(sizes)
+    wrong = (digits < 0) | (digits > 63)
+    if not sizes.all() or wrong.any() or (digits[ends - 1] & 32).any():
+        faulty = next(text for text in texts if not _is_text_of_numbers(text))
         raise InvalidRleError(
-            f"the mask counts {_shown(data)} are not COCO compressed counts: they are empty, cut "
+            f"the mask counts {_shown(faulty)} are not COCO compressed counts: they are empty, cut "
             f"off, or hold a foreign character"
         )
     # Each number ends at the digit without the continuation bit; digits are the low bits first.
     last = np.flatnonzero(digits < 32)
     first = np.concatenate(([0], last[:-1] + 1))
+    mask_of = np.searchsorted(last, ends - 1)
     place = np.arange(len(digits)) - np.repeat(first, last - first + 1)
     if place.max() > 11:
-        raise InvalidRleError(f"the mask counts {_shown(data)} hold a number that is too large")
+        faulty = texts[int(np.searchsorted(ends, place.argmax(), side="right"))]
+        raise InvalidRleError(f"the mask counts {_shown(faulty)} hold a number that is too large")
     values = np.add.reduceat((digits & 31) << (5 * place), first)
     negative = (digits[last] & 16) != 0
     values -= np.where(negative, np.int64(1) << (5 * (last - first + 1)), 0)
-    # From the fourth run on each is stored as the difference to the one two before.
-    runs = values
-    runs[1::2] = np.cumsum(values[1::2])
-    runs[2::2] = np.cumsum(values[2::2])
-    if runs.min() < 0 or runs.sum() != height * width:
-        raise InvalidRleError(
-            f"the mask counts {_shown(data)} do not fit a mask of {height}x{width} pixels: give "
-            f"the size [height, width] that they were encoded with"
-        )
-    return runs
+    found = []
+    begin = 0
+    for text, end in zip(texts, (mask_of + 1).tolist(), strict=True):
+        # From the fourth run on each is stored as the difference to the one two before.
+        runs = values[begin:end]
+        np.cumsum(runs[1::2], out=runs[1::2])
+        np.cumsum(runs[2::2], out=runs[2::2])
+        if runs.min() < 0 or runs.sum() != height * width:
+            raise InvalidRleError(
+                f"the mask counts {_shown(text)} do not fit a mask of {height}x{width} pixels: "
+                f"give the size [height, width] that they were encoded with"
+            )
+        found.append(runs)
+        begin = end
+    return found
+
+
+def _is_text_of_numbers(text: bytes) -> bool:
+    """Tell whether counts hold nothing but whole numbers."""
+    return bool(text) and all(48 <= letter < 112 for letter in text) and not (text[-1] - 48) & 32
 
 
 def _as_bytes(mask: NDArray[Any]) -> NDArray[np.uint8]:

@@ -18,6 +18,8 @@ from jobs.export.selection import SelectedVideo
 from jobs.export.tally import Tally
 from workers import rle
 
+_AT_ONCE = 256
+"""Masks whose counts are turned into run lengths together."""
 INFO = {"description": "exported by maskmill", "version": "1.0"}
 
 
@@ -129,7 +131,7 @@ def rles(masks: Any, *, uncompressed: bool = False) -> Iterator[dict[str, Any]]:
     Parameters
     ----------
     masks : pyarrow.Table
-        Rows of `masks`.
+        Rows of `masks` of one video.
     uncompressed : bool
         Write counts as lists of run lengths.
 
@@ -138,14 +140,19 @@ def rles(masks: Any, *, uncompressed: bool = False) -> Iterator[dict[str, Any]]:
     dict
         ``size`` and ``counts``.
     """
-    columns = (masks[name].to_pylist() for name in ("rle_h", "rle_w", "rle_counts"))
-    for height, width, counts in zip(*columns, strict=True):
-        yield {
-            "size": [height, width],
-            "counts": rle.run_lengths(counts, height, width).tolist()
+    heights, widths = masks["rle_h"].to_pylist(), masks["rle_w"].to_pylist()
+    texts: list[bytes] = masks["rle_counts"].to_pylist()
+    for begin in range(0, len(texts), _AT_ONCE):
+        chunk = slice(begin, begin + _AT_ONCE)
+        sizes = list(zip(heights[chunk], widths[chunk], strict=True))
+        counts: list[Any] = (
+            # The masks of one video have one size.
+            [runs.tolist() for runs in rle.run_lengths_of(texts[chunk], *sizes[0])]
             if uncompressed
-            else counts.decode("ascii"),
-        }
+            else [text.decode("ascii") for text in texts[chunk]]
+        )
+        for size, value in zip(sizes, counts, strict=True):
+            yield {"size": size, "counts": value}
 
 
 def boxes(masks: Any) -> list[list[float]]:

@@ -1,8 +1,7 @@
 """Masks of one frame that share no pixel, for formats that allow one object per pixel.
 
-Nothing is decoded. Whether two masks meet is asked of their boxes first. What a mask keeps is the
-symmetric difference of itself and its intersection with a mask before it, and two run-length
-coded masks differ exactly where one of them, but not both, changes.
+Nothing is decoded. Whether masks meet is asked of their boxes first; what a mask keeps is then its
+intersection with the complement of those in front of it, all in run lengths.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-
-from workers import rle
 
 
 def front_to_back(
@@ -78,21 +75,85 @@ def without_overlap(
     meets = _meeting(boxes_xywh)
     if not meets.any():
         return changed
-    kept = list(counts)
+    shape = list(size)
     for at, position in enumerate(order):
-        own = kept[position]
-        for front in order[:at]:
-            if not own or not kept[front] or not meets[position, front]:
-                continue
-            pair = [{"size": list(size), "counts": c} for c in (own, kept[front])]
-            common = coco.merge(pair, intersect=True)["counts"]
-            if common == own:
-                own = b""
-            elif rle.area(common, *size):
-                own = _difference(own, common, size)
-        if own != kept[position]:
-            kept[position] = changed[position] = own
+        # Original masks do: together with those in front of them they cover the same pixels.
+        front = [counts[p] for p in order[:at] if meets[position, p]]
+        if not front:
+            continue
+        covered = front[0]
+        if len(front) > 1:
+            covered = coco.merge([{"size": shape, "counts": c} for c in front])["counts"]
+        free = {"size": shape, "counts": complement(covered)}
+        kept = coco.merge([{"size": shape, "counts": counts[position]}, free], intersect=True)
+        if kept["counts"] != counts[position]:
+            changed[position] = kept["counts"] if coco.area(kept) else b""
     return changed
+
+
+def complement(counts: bytes) -> bytes:
+    """Return the compressed counts of everything outside a mask.
+
+    Parameters
+    ----------
+    counts : bytes
+        COCO compressed counts.
+
+    Returns
+    -------
+    bytes
+        The same runs with the roles of the two values changed.
+
+    Notes
+    -----
+    The first run is one of zeros. So the complement has a run of no zeros before all others, or
+    loses one. From the fourth run on each is stored as the difference to the one two before: all
+    these stay as they are, but for the one that becomes the fourth or ceases to be.
+
+    Examples
+    --------
+    >>> complement(b"723"), complement(b"072L")  # 7 zeros, 2 ones, 3 zeros; 7 ones, 2 zeros, 3 ones
+    (b'072L', b'723')
+    """
+    runs: list[int] = []
+    ends: list[int] = []
+    at = 0
+    while at < len(counts) and len(runs) < 4:
+        run, at = _number(counts, at)
+        runs.append(run)
+        ends.append(at)
+    if runs[0]:
+        if len(runs) < 3:
+            return b"0" + counts
+        return b"0" + counts[: ends[1]] + _digits(runs[2] - runs[0]) + counts[ends[2] :]
+    if len(runs) < 4:
+        return counts[ends[0] :]
+    return counts[ends[0] : ends[2]] + _digits(runs[3] + runs[1]) + counts[ends[3] :]
+
+
+def _number(counts: bytes, at: int) -> tuple[int, int]:
+    """Return the number that begins at a digit, and where the next one does."""
+    value = shift = 0
+    while True:
+        digit = counts[at] - 48
+        value |= (digit & 31) << shift
+        shift += 5
+        at += 1
+        if not digit & 32:
+            return value - (1 << shift) if digit & 16 else value, at
+
+
+def _digits(value: int) -> bytes:
+    """Return a number as compressed counts have it."""
+    digits = bytearray()
+    while True:
+        low = value & 31
+        value >>= 5
+        # The sign is the highest bit of the last digit.
+        more = value != (-1 if low & 16 else 0)
+        digits.append(48 + low + 32 * more)
+        if not more:
+            return bytes(digits)
 
 
 def _meeting(boxes_xywh: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -102,26 +163,3 @@ def _meeting(boxes_xywh: NDArray[np.float32]) -> NDArray[np.bool_]:
     meets: NDArray[np.bool_] = np.logical_and(before, before.T)
     np.fill_diagonal(meets, False)
     return meets
-
-
-def _difference(counts: bytes, part: bytes, size: tuple[int, int]) -> bytes:
-    """Return the counts of a mask without a part of itself."""
-    from pycocotools import mask as coco
-
-    height, width = size
-    # A run without pixels begins and ends at one place, which is no change.
-    first, second = (
-        np.cumsum(rle.run_lengths(c, height, width))[:-1].astype(np.int64) for c in (counts, part)
-    )
-    changes = _once(np.concatenate((first, second)))
-    runs = np.diff(changes, prepend=0, append=height * width)
-    coded = coco.frPyObjects({"counts": runs.tolist(), "size": [height, width]}, height, width)
-    found: bytes = coded["counts"]
-    return found
-
-
-def _once(positions: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the positions that occur an odd number of times, ascending."""
-    found, counts = np.unique(positions, return_counts=True)
-    once: NDArray[np.int64] = found[counts % 2 == 1]
-    return once
