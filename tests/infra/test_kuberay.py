@@ -6,7 +6,8 @@
   a driver, spot tolerations in the overlays, and a grace that outlasts the draining of the node.
 * It is the image and the Ray of this version; commands that pods run are in the image.
 * No secret lies here: no resource of that kind, no credential in an environment.
-* Every overlay's run.toml is a valid configuration that refuses to overlap itself.
+* Every overlay's run.toml is a valid configuration that refuses to overlap itself and asks for the
+  workers that the cluster may grow to.
 """
 
 from __future__ import annotations
@@ -158,10 +159,12 @@ def test_no_secret_lies_here() -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_configuration_of_an_overlay_is_valid(overlay: str) -> None:
+def test_the_configuration_of_an_overlay_is_valid(cluster: dict[str, Any], overlay: str) -> None:
     path = KUBERAY / "overlays" / overlay / "platform" / "run.toml"
     config = load_config(flags={}, file=str(path), assignments=[])
     assert config.out.if_running == "refuse"
+    assert config.pool.gpus_per_worker == 1
+    assert config.pool.max_workers == cluster["workerGroupSpecs"][0]["maxReplicas"]
     assert tracker_info(config.tracker.name)
     for uri in (*config.corpus.paths, config.out.uri, config.prompts.file):
         assert str(uri).startswith("gs://" if overlay == "gcp" else "s3://")

@@ -1,0 +1,179 @@
+"""What `infra/schedules` promises.
+
+* All schedulers run one command, `maskmill-nightly run --config FILE`, at the same time of night,
+  and none starts a night while the last one is at work.
+* maskmill-nightly passes arguments, output and exit codes through, but for 1 (finished, some videos
+  in quarantine), which is a good night.
+* The configuration is valid and refuses to overlap itself.
+* Argo's own schema accepts the CronWorkflow, unknown fields being errors; a planted typo does not
+  pass. Its pod passes Kubernetes' schema.
+* The DAG and the asset name nothing that changes from night to night. (They run under the real
+  schedulers in `infra/schedules/check.sh`.)
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from jobs.settings import load_config
+from tests.infra.files import INFRA, documents, problems_of_core, run, version, with_typo
+from workers.trackers.registry import tracker_info
+
+SCHEDULES = INFRA / "schedules"
+NIGHTLY = SCHEDULES / "maskmill-nightly"
+TIME = "17 2 * * *"
+PYTHON_FILES = ["airflow_dag.py", "dagster_asset.py"]
+
+
+def workflow() -> dict[str, Any]:
+    (document,) = documents(SCHEDULES / "argo-cronworkflow.yaml")
+    return document
+
+
+def crontab_line() -> str:
+    lines = (SCHEDULES / "maskmill.crontab").read_text().splitlines()
+    (line,) = [line for line in lines if re.match(r"[\d*]", line)]
+    return line
+
+
+def default_arguments(name: str) -> str:
+    """Return what a Python schedule runs when the environment says nothing."""
+    for node in ast.walk(ast.parse((SCHEDULES / name).read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "os.environ.get":
+            key, default = (ast.literal_eval(argument) for argument in node.args)
+            assert key == "MASKMILL_NIGHTLY"
+            return str(default)
+    raise AssertionError(f"{name} does not read MASKMILL_NIGHTLY")
+
+
+def test_all_run_one_command() -> None:
+    commands = [crontab_line().split(maxsplit=5)[5]]
+    commands += [f"maskmill-nightly {default_arguments(name)}" for name in PYTHON_FILES]
+    container = workflow()["spec"]["workflowSpec"]["templates"][0]["container"]
+    commands.append(shlex.join(container["command"]))
+    for kind in ("rayjob", "raycronjob"):
+        (document,) = documents(INFRA / "kuberay" / "jobs" / f"{kind}.yaml")
+        spec = document["spec"]
+        commands.append(spec.get("jobTemplate", spec)["entrypoint"])
+    assert {re.sub(r"\S+\.toml$", "FILE", command) for command in commands} == {
+        "maskmill-nightly run --config FILE"
+    }
+
+
+def test_all_run_at_the_same_time_and_not_twice() -> None:
+    assert crontab_line().startswith(f"{TIME} ")
+    assert workflow()["spec"]["schedules"] == [TIME]
+    assert workflow()["spec"]["concurrencyPolicy"] == "Forbid"
+    (cron,) = documents(INFRA / "kuberay" / "jobs" / "raycronjob.yaml")
+    assert cron["spec"]["schedule"] == TIME
+    dag, asset = ((SCHEDULES / name).read_text() for name in PYTHON_FILES)
+    assert f'schedule="{TIME}"' in dag
+    assert "catchup=False" in dag
+    assert "max_active_runs=1" in dag
+    assert f'cron_schedule="{TIME}"' in asset
+    assert "pool=" in asset
+
+
+@pytest.mark.parametrize("name", PYTHON_FILES)
+def test_nothing_depends_on_the_night(name: str) -> None:
+    text = (SCHEDULES / name).read_text()
+    assert not re.search(r"\{\{|partition_key|logical_date|now\(\)|today\(\)", text)
+
+
+@pytest.fixture
+def scripted_maskmill(tmp_path: Path) -> dict[str, str]:
+    """Return an environment whose maskmill ends as its last argument says.
+
+    Only the exit code matters to the wrapper, and a real run cannot be made to end with each.
+    """
+    program = tmp_path / "maskmill"
+    program.write_text('#!/bin/sh\necho "maskmill $*"\nfor code in "$@"; do :; done\nexit $code\n')
+    program.chmod(0o755)
+    return {"PATH_FIRST": str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("code", "told"), [(0, 0), (1, 0), (2, 2), (3, 3), (70, 70), (130, 130), (143, 143)]
+)
+def test_exit_codes(scripted_maskmill: dict[str, str], code: int, told: int) -> None:
+    done = run(NIGHTLY, "run", "--config", "a b.toml", str(code), env=scripted_maskmill)
+    assert done.returncode == told
+    assert done.stdout == f"maskmill run --config a b.toml {code}\n"
+    assert ("quarantine" in done.stderr) == (code == 1)
+
+
+def test_the_real_command_is_found_and_its_sentence_kept(tmp_path: Path) -> None:
+    done = run(NIGHTLY, "run", "--config", tmp_path / "missing.toml")
+    assert done.returncode == 2
+    assert "missing.toml" in done.stdout + done.stderr
+
+
+def test_the_programs_can_be_started() -> None:
+    for path in (NIGHTLY, SCHEDULES / "check.sh", *(INFRA / "docker").glob("maskmill-*")):
+        assert os.access(path, os.X_OK), path
+
+
+def test_the_configuration_is_valid() -> None:
+    config = load_config(flags={}, file=str(SCHEDULES / "nightly.toml"), assignments=[])
+    assert config.out.if_running == "refuse"
+    assert tracker_info(config.tracker.name)
+
+
+@cache
+def strict_schema() -> dict[str, Any]:
+    """Return Argo's schema of a CronWorkflow, with unknown fields forbidden."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from hera.workflows.models import CronWorkflow
+
+        schema: dict[str, Any] = CronWorkflow.model_json_schema(by_alias=True)
+    for part in (schema, *schema["$defs"].values()):
+        if "properties" in part:
+            part.setdefault("additionalProperties", False)
+    return schema
+
+
+def test_argo_accepts_the_workflow() -> None:
+    jsonschema.validate(workflow(), strict_schema())
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        ("spec", "concurrencyPolicy"),
+        ("spec", "workflowSpec", "templates", 0, "retryStrategy", "expression"),
+        ("spec", "workflowSpec", "templates", 0, "container", "volumeMounts"),
+    ],
+)
+def test_argo_refuses_a_planted_typo(key: tuple[str | int, ...]) -> None:
+    with pytest.raises(jsonschema.ValidationError, match="Additional properties"):
+        jsonschema.validate(with_typo(workflow(), key), strict_schema())
+
+
+def test_the_pod_of_the_workflow_is_one() -> None:
+    spec = workflow()["spec"]["workflowSpec"]
+    (template,) = spec["templates"]
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "track"},
+        "spec": {
+            "serviceAccountName": spec["serviceAccountName"],
+            "securityContext": spec["securityContext"],
+            "volumes": spec["volumes"],
+            "tolerations": template["tolerations"],
+            "containers": [{"name": "main", **template["container"]}],
+        },
+    }
+    assert problems_of_core(pod) == ""
+    assert template["container"]["image"] == f"maskmill:{version()}"
