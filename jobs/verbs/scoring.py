@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PANEL = "Look at a dataset"
 EXIT_INCOMPLETE = 1
+MAX_THREADS = 8
+"""More do not help: part of the work is Python's own, which one thread at a time can do."""
 
 
 @app.command(name="eval", rich_help_panel=PANEL)
@@ -77,7 +79,9 @@ def evaluate(
     ] = 10,
     threads: Annotated[
         int | None,
-        typer.Option("--threads", min=1, help="Videos at a time.", show_default="one per CPU"),
+        typer.Option(
+            "--threads", min=1, help="Videos at a time.", show_default="one per CPU, at most 8"
+        ),
     ] = None,
     no_save: Annotated[
         bool, typer.Option("--no-save", help="Do not keep the measures in OUT/_evaluation.")
@@ -102,7 +106,7 @@ def evaluate(
     exit_code = 0
     if gt is not None:
         truth = GroundTruth(open_out(gt, command))
-        num_threads = threads or os.cpu_count() or 1
+        num_threads = threads or min(os.cpu_count() or 1, MAX_THREADS)
 
         def measured(run: Dataset, videos: Sequence[Video] | None) -> Evaluation:
             return _measure(run, truth, command, chosen, all_frames, videos, num_threads)
@@ -122,9 +126,12 @@ def evaluate(
                 print(line)
         for note in evaluation.notes:
             print(f"note: {note}")
-        for fault in evaluation.faults:
+        faults = list(evaluation.faults)
+        if comparison is not None:
+            faults += [f"{against}: {fault}" for fault in comparison.other.faults]
+        for fault in faults:
             print(f"problem: {fault}", file=sys.stderr)
-        if evaluation.faults:
+        if faults:
             exit_code = EXIT_INCOMPLETE
         if json_file is not None:
             _write(json_file, tables.to_json(evaluation, comparison))
