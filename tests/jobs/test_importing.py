@@ -11,7 +11,7 @@
 * Ground truth is pictures where they can hold it: overlaps, large ids and leading void are JSON.
 * What is wrong with a source is one sentence and exit code 2, and nothing is written.
 * A destination that exists is refused; `--overwrite` replaces it, but no folder of somebody else.
-* Sources and prompts may be on a store; memory does not grow with the source.
+* Sources and results may be in a bucket; memory does not grow with the source.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ from jobs import cli, driver
 from jobs.config import RunConfig
 from jobs.ground_truth import open_ground_truth
 from jobs.importing.formats import ImportFormat, PromptFrames
-from jobs.importing.importer import ImportSource, import_prompts, import_truth
+from jobs.importing.importer import ImportSource, import_prompts
 from jobs.progress import SilentReporter
 from jobs.threads import ThreadPool
+from tests import servers
 from tests.datasets import read_table
 from tests.media import write_video
 from workers import rle
+from workers.messages import StoreOptions
 from workers.prompts.table import read_prompts
 from workers.storage import open_store
 
@@ -212,8 +214,8 @@ def read_back(path: Path) -> tuple[dict[str, Frames], dict[tuple[str, int], str 
     return videos, labels
 
 
-def read_truth(folder: Path | str) -> dict[str, Frames]:
-    truth = open_ground_truth(str(folder))
+def read_truth(folder: Path | str, options: StoreOptions | None = None) -> dict[str, Frames]:
+    truth = open_ground_truth(str(folder), options)
     return {
         name: {
             frame.frame_idx: {i: m.paste(*frame.size) for i, m in frame.masks.items()}
@@ -710,24 +712,24 @@ def test_a_destination_that_exists(tmp_path: Path, capsys: pytest.CaptureFixture
     ]
 
 
-def test_sources_and_results_on_a_store(tmp_path: Path) -> None:
-    store = open_store("memory://importing")
+def test_sources_and_results_in_a_bucket(seaweedfs: servers.S3Server, tmp_path: Path) -> None:
     wanted = scene(overlaps=False)
-    for name in ("sav", "mots"):
-        folder = WRITERS[name](tmp_path, wanted)
-        for path in folder.rglob("*"):
-            if path.is_file():
-                store.put_file(path, str(path.relative_to(tmp_path)))
-        report = import_prompts(
-            ImportSource(f"memory://importing/{name}", ImportFormat(name)),
-            f"memory://importing/{name}.jsonl",
-            frames=PromptFrames.ALL,
-        )
-        assert (report.num_videos, report.num_masks, report.num_prompts) == (2, 9, 9)
-        (tmp_path / "p.jsonl").write_bytes(store.read_bytes(f"{name}.jsonl"))
-        assert_same(read_back(tmp_path / "p.jsonl")[0], not_empty(wanted))
-    import_truth(ImportSource("memory://importing/sav", ImportFormat.SAV), "memory://importing/gt")
-    assert_same(read_truth("memory://importing/gt"), wanted)
+    bucket = seaweedfs.new_bucket()
+    store = open_store(bucket, seaweedfs.options)
+    flags = ("--endpoint-url", seaweedfs.options.endpoint_url, "--path-style")
+    for name in ("sav", "mots", "davis"):
+        for path in WRITERS[name](tmp_path, wanted).rglob("*.*"):
+            store.put_file(path, str(path.relative_to(tmp_path)))
+        words = (f"{bucket}/{name}", "--format", name, *flags)
+        prompts = f"{bucket}/{name}.parquet"
+        assert maskmill_import(*words, "--prompts", prompts, "--frames", "all") == 0
+        (tmp_path / "p.parquet").write_bytes(store.read_bytes(f"{name}.parquet"))
+        assert_same(read_back(tmp_path / "p.parquet")[0], not_empty(wanted))
+        assert maskmill_import(*words, "--prompts", prompts) == 2, "it exists"
+    assert maskmill_import(*words, "--gt", f"{bucket}/gt") == 0
+    assert maskmill_import(*words, "--gt", f"{bucket}/gt") == 2, "it exists"
+    assert maskmill_import(*words, "--gt", f"{bucket}/gt", "--overwrite") == 0
+    assert_same(read_truth(f"{bucket}/gt", seaweedfs.options), wanted)
 
 
 def test_memory_does_not_grow_with_the_source(tmp_path: Path) -> None:
