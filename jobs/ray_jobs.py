@@ -160,7 +160,23 @@ class JobServer:
             )
 
     def report(self, job_id: str) -> JobReport | None:
-        """Return where a job is; None if this cluster does not know it."""
+        """Return where a job is.
+
+        Parameters
+        ----------
+        job_id : str
+            The job.
+
+        Returns
+        -------
+        JobReport or None
+            None if this cluster does not know it.
+
+        Raises
+        ------
+        StoreError
+            The cluster does not answer, or refuses the token.
+        """
         with self._told():
             try:
                 details = self._client.get_job_info(job_id)

@@ -166,6 +166,18 @@ def follow(server: JobServer, submission: Submission, write: Tell) -> int:
 def exit_code(report: JobReport, submission: Submission) -> int:
     """Return the exit code of a job that has ended.
 
+    Parameters
+    ----------
+    report : JobReport
+        What its cluster says.
+    submission : Submission
+        Which job.
+
+    Returns
+    -------
+    int
+        That of its driver, 130 if it was stopped.
+
     Raises
     ------
     ConfigError
