@@ -147,7 +147,7 @@ class _Disk(Folder):
 
     def __init__(self, place: str) -> None:
         self._path = Path(place)
-        self._work = self._path.with_name(self._path.name + PARTIAL)
+        self._work = self._path.parent / f"{self._path.name}{PARTIAL}"
 
     @contextlib.contextmanager
     def opened(
@@ -250,9 +250,10 @@ def _told(place: str) -> Iterator[None]:
     """Tell a refusal of the operating system as a sentence about the destination."""
     try:
         yield
-    except FileNotFoundError:
-        raise
     except OSError as error:
+        # Without a number it is not the system that speaks, but a library that reads the dataset.
+        if error.errno is None:
+            raise
         raise os_fault(error, place, writing=True) from error
 
 

@@ -50,7 +50,7 @@ class Selection:
     Attributes
     ----------
     videos : tuple of str
-        Names of videos, as `Dataset.video` takes them; empty is all.
+        Names or keys of videos, as `Dataset.video` takes them; empty is all.
     where : tuple of str
         SQL predicates that must all hold.
     min_score : float or None
@@ -209,7 +209,7 @@ def _wanted(
     """Return the keys of the videos that are chosen, ascending; None for all."""
     wanted: NDArray[np.int64] | None = None
     if videos:
-        keys = {dataset.video(name).video_key for name in videos}
+        keys = {_video_key(dataset, name) for name in videos}
         wanted = np.array(sorted(keys), np.int64)
     if predicates:
         chosen = [np.zeros(0, np.int64)]
@@ -221,6 +221,16 @@ def _wanted(
         found = np.sort(np.concatenate(chosen))
         wanted = found if wanted is None else np.intersect1d(wanted, found)
     return wanted
+
+
+def _video_key(dataset: Dataset, name: str) -> int:
+    """Return the key of a video by its name, or, where no video is called so, by its key."""
+    try:
+        return dataset.video(name).video_key
+    except ConfigError:
+        if re.fullmatch(r"-?\d+", name):
+            return dataset.video(int(name)).video_key
+        raise
 
 
 class _Predicate:

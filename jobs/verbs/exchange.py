@@ -13,6 +13,7 @@ from jobs.verbs.app import OutArgument, app
 
 PANEL = "Use the masks"
 TOLD_EVERY_S = 10.0
+INTERRUPTED = 130
 
 
 @app.command(rich_help_panel=PANEL)
@@ -104,17 +105,21 @@ def export(
             told_s = time.monotonic()
             print(f"{tally.num_videos:,} videos, {tally.num_masks:,} masks", file=sys.stderr)
 
-    tally = export_dataset(
-        dataset,
-        Format(format),
-        dest,
-        Selection(tuple(video or ()), tuple(where or ()), min_score, fps),
-        ExportOptions(
-            uncompressed, results, _ids(z_order), parse_classes(category or ()), overwrite
-        ),
-        store_options=store_options,
-        on_video=tell,
-    )
+    try:
+        tally = export_dataset(
+            dataset,
+            Format(format),
+            dest,
+            Selection(tuple(video or ()), tuple(where or ()), min_score, fps),
+            ExportOptions(
+                uncompressed, results, _ids(z_order), parse_classes(category or ()), overwrite
+            ),
+            store_options=store_options,
+            on_video=tell,
+        )
+    except KeyboardInterrupt:
+        print("interrupted; the same command again takes up the work", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
     for note in tally.notes():
         print(note)
     for refusal in tally.refusals():

@@ -22,6 +22,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,8 @@ def test_everything_and_single_videos(run: Exported) -> None:
     masks, frames = selected(run, videos=("dogs",))
     assert frames == {"park/dogs.mkv": run.frames["park/dogs.mkv"]}
     assert masks == {key for key in run.masks if key[0] == "park/dogs.mkv"}
+    key = run.rows["street.mp4", 0, 1]["video_key"]
+    assert list(selected(run, videos=(str(key), "street"))[1]) == ["street.mp4"]
     with pytest.raises(ConfigError, match="no video named 'cats'"):
         selected(run, videos=("cats",))
 
@@ -290,6 +293,36 @@ def test_an_interrupted_folder_goes_on(run: Exported, tmp_path: Path, format: Fo
     tally = export_dataset(dataset, format, str(tmp_path / "other"), Selection(min_score=0.9))
     assert (tally.num_videos, tally.num_continued) == (2, 0)
     assert files_below(tmp_path / "other") != files_below(dest)
+
+
+def test_ctrl_c(
+    run: Exported,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ("export", run.out, tmp_path / "sav", "--format", "sav")
+    with monkeypatch.context() as patch:
+        # The signal arrives where the verb looks at its clock after the first video.
+        clock = SimpleNamespace(monotonic=raise_on_call(2))
+        patch.setattr("jobs.verbs.exchange.time", clock)
+        code, told = command(capsys, *words)
+    assert (code, "same command again" in told) == (130, True), told
+    code, told = command(capsys, *words)
+    assert (code, "(1 of them before)" in told) == (0, True), told
+
+
+def raise_on_call(number: int) -> Any:
+    """Return a clock that is interrupted at its n-th reading."""
+    calls = iter(range(1, 1000))
+
+    def read() -> float:
+        at = next(calls)
+        if at == number:
+            raise KeyboardInterrupt
+        return float(at)
+
+    return read
 
 
 def test_an_interrupted_file_is_written_again(run: Exported, tmp_path: Path) -> None:
