@@ -2,13 +2,14 @@
 
 A sequence is named like its video (`jobs.ground_truth`). The closest name wins: the whole name;
 without the extension; of a folder of frames called ``frames`` or the like, the folder above; ``/``
-written as ``__``, as exports do; without leading folders of the video's name, and last without
-those of the sequence's.
+written as ``__``, as exports do; without leading folders of the video's name; without those of the
+sequence's; and last by the folders above the corpus root, since the one video of a corpus is
+called by its last folder or file alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jobs.dataset import Dataset, Video
@@ -19,6 +20,8 @@ FRAME_FOLDERS = frozenset({"frames", "JPEGImages", "images", "img", "rgb"})
 FLAT_SEPARATOR = "__"
 """What exports write in the place of a slash."""
 MAX_NAMED = 4
+_WITHOUT_LEADING, _WITHOUT_LEADING_OF_TRUTH, _BY_URI = 1_000, 2_000, 3_000
+"""How far names are when folders are left out; more than any path has folders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ def pair_videos(
         for row in batch.to_pylist():
             num_videos += chosen is None or row["video_key"] in chosen
             # Names mean the same whatever is selected, so all videos take part.
-            for distance, name in _closest(row["name"], sequences, shortened):
+            for distance, name in _closest(row, sequences, shortened):
                 known = best.setdefault(name, _Candidates(distance))
                 if distance < known.distance:
                     known = best[name] = _Candidates(distance)
@@ -116,23 +119,32 @@ def _shortened(sequences: Mapping[str, TruthSequence]) -> dict[str, list[str]]:
 
 
 def _closest(
-    video: str, sequences: Mapping[str, TruthSequence], shortened: Mapping[str, list[str]]
+    video: Mapping[str, str],
+    sequences: Mapping[str, TruthSequence],
+    shortened: Mapping[str, list[str]],
 ) -> list[tuple[int, str]]:
     """Return the sequences that a video's name is closest to, and how far that is."""
-    forms = list(dict.fromkeys(_forms(video)))
+    forms = list(dict.fromkeys(_forms(video["name"])))
     for distance, form in enumerate(forms):
         if form in sequences:
             return [(distance, form)]
-    distance = len(forms)
+    found = _by_end(forms, sequences)
+    if found is not None:
+        return [(_WITHOUT_LEADING + found[0], found[1])]
+    for form in forms:
+        if form in shortened:
+            return [(_WITHOUT_LEADING_OF_TRUTH, name) for name in shortened[form]]
+    found = _by_end(list(_forms(video["uri"])), sequences)
+    return [] if found is None else [(_BY_URI + found[0], found[1])]
+
+
+def _by_end(forms: Sequence[str], sequences: Mapping[str, TruthSequence]) -> tuple[int, str] | None:
+    """Return the sequence that a form ends with, and how many folders are left out for it."""
     for form in forms:
         for short in _without_leading(form):
             if short in sequences:
-                # The more of the name agrees, the closer.
-                return [(distance + form.count("/") - short.count("/"), short)]
-    for form in forms:
-        if form in shortened:
-            return [(distance + 100, name) for name in shortened[form]]
-    return []
+                return form.count("/") - short.count("/"), short
+    return None
 
 
 def _forms(name: str) -> Iterator[str]:

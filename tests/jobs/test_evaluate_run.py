@@ -301,6 +301,33 @@ def test_frames_are_named_like_the_files_of_a_folder(tmp_path: Path) -> None:
     assert evaluated(out, "--gt", gt, folder=tmp_path)["overall"]["j_and_f"] == 1.0
 
 
+def test_the_one_video_of_a_corpus_is_known_by_the_folders_above(tmp_path: Path) -> None:
+    truth = moving_disks(4)
+    frames = write_videos(tmp_path / "corpus", {"dog/frames": truth}) / "dog" / "frames"
+    gt = write_truth(tmp_path / "gt", "dog", truth)
+    out = track_masks(tmp_path / "run", {"frames": truth}, frames)
+    (sequence,) = evaluated(out, "--gt", gt, folder=tmp_path)["sequences"]
+    assert (sequence["video"], sequence["truth"], sequence["hota"]) == ("frames", "dog", 1.0)
+
+
+def test_a_name_that_fits_two_videos_is_refused(tmp_path: Path) -> None:
+    truth = moving_disks(4)
+    videos = dict.fromkeys(("a/clip.mp4", "b/clip.mp4", "clip.mp4/c.mp4"), truth)
+    out = track_masks(tmp_path / "run", videos)
+    gt = write_truth(tmp_path / "gt", "clip", truth)
+    write_truth(gt, "c", truth)
+    document = evaluated(out, "--gt", gt, code=1, folder=tmp_path)
+    assert [s["video"] for s in document["sequences"]] == ["clip.mp4/c.mp4"]
+    assert "clip fits 2 videos (a/clip.mp4, b/clip.mp4)" in document["faults"][0]
+    write_truth(gt, "a/clip", truth)
+    document = evaluated(out, "--gt", gt, folder=tmp_path)
+    assert {s["video"]: s["truth"] for s in document["sequences"]} == {
+        "a/clip.mp4": "a/clip",
+        "b/clip.mp4": "clip",
+        "clip.mp4/c.mp4": "c",
+    }
+
+
 def test_objects_are_paired_by_overlap_when_asked(place: Place, tmp_path: Path) -> None:
     renamed = np.arange(256).astype(np.uint8)
     renamed[[1, 2, 3]] = 30, 10, 20
