@@ -570,7 +570,7 @@ class RayPool:
         else:
             _log.info("%s did not start: %s", actor.worker_id, _COLOURS.sub("", str(error)))
             self.kill(actor.worker_id)
-            yield down_after_setup(actor.worker_id, cause)
+            yield down_after_setup(actor.worker_id, _missing_code(str(error)) or cause)
 
     def _end(self, actor: _Actor) -> None:
         """Kill an actor; one that is unreachable or dead already is no error."""
@@ -591,7 +591,7 @@ class RayPool:
             return WorkerDown(actor.worker_id, FailureKind.OUT_OF_MEMORY, sentence)
         if isinstance(error, rex.RayActorError) and error.actor_init_failed:
             cause = getattr(error, "cause", None) or RuntimeError(_last_line(text))
-            return down_after_setup(actor.worker_id, cause)
+            return down_after_setup(actor.worker_id, _missing_code(text) or cause)
         if isinstance(error, rex.ActorUnavailableError):
             # It may live on, cut off from us: it is killed, so that it cannot go on unseen.
             reason = "it cannot be reached any more"
@@ -614,6 +614,19 @@ def _other_version(version: str) -> ConfigError:
     return ConfigError(
         f"the driver has maskmill {installed_version()}, and a worker's node has maskmill "
         f"{version}: install the same version on every node, or submit with --ship-code"
+    )
+
+
+def _missing_code(text: str) -> ConfigError | None:
+    """Return the sentence for a worker whose node could not import its class, if Ray says so."""
+    if "failed to import on the worker" not in text:
+        return None
+    reason = next(
+        (line for line in text.splitlines() if "No module named" in line), _last_line(text)
+    )
+    return ConfigError(
+        f"a worker's node cannot import maskmill ({_COLOURS.sub('', reason).strip()}): install "
+        f"maskmill {installed_version()} on every node, or submit with --ship-code"
     )
 
 

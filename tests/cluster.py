@@ -25,6 +25,14 @@ from pathlib import Path
 import psutil
 
 _START_TIMEOUT_S = 180.0
+_PATIENCE = {
+    "RAY_raylet_start_wait_time_s": "120",
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "120",
+    "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": "120",
+}
+"""What Ray is told to wait for its own processes: the machine may be busy with others."""
+_STARTS = 4
+"""How often a node is started at most; some of Ray's waits cannot be made longer."""
 _SERVICES = (
     "node-manager",
     "object-manager",
@@ -204,32 +212,23 @@ class RayCluster:
         return node
 
     def drain(self, node: RayNode, *, deadline_s: int = 60) -> None:
-        """Announce that a node is about to be taken away, as a cloud's spot notice does."""
+        """Announce that a node is about to be taken away, with the hook that pods run."""
+        (raylet,) = node.find("raylet")
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         environment |= self.environment
-        ray_command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node"]
+        environment |= {
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "MASKMILL_RAYLET_PID": str(raylet.pid),
+            "MASKMILL_DRAIN_WAIT_S": "0",
+        }
+        hook = Path(__file__).resolve().parents[1] / "infra" / "docker" / "maskmill-drain"
         subprocess.run(
-            [
-                *ray_command,
-                f"--address={self.address}",
-                f"--node-id={self._node_id(node)}",
-                "--reason=DRAIN_NODE_REASON_PREEMPTION",
-                "--reason-message=spot notice",
-                f"--deadline-remaining-seconds={deadline_s}",
-            ],
+            [hook, str(deadline_s)],
             env=environment,
             check=True,
             capture_output=True,
             timeout=_START_TIMEOUT_S,
         )
-
-    def _node_id(self, node: RayNode) -> str:
-        """Return Ray's id of a node, which its raylet was started with."""
-        (raylet,) = node.find("raylet")
-        for word in raylet.cmdline():
-            if word.startswith("--node_id="):
-                return str(word).partition("=")[2]
-        raise RuntimeError(f"the raylet of {node.ip} does not tell its id: {raylet.cmdline()}")
 
     def close(self) -> None:
         """Kill every process of the cluster and remove its folder."""
@@ -282,7 +281,7 @@ class RayCluster:
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         }
         del environment["RAY_ADDRESS"]
-        environment["RAY_raylet_start_wait_time_s"] = "120"  # the machine may be busy with others
+        environment |= _PATIENCE
         log_path = self.folder / f"node-{ip}.log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(
@@ -309,17 +308,20 @@ class RayCluster:
         )
 
     def _wait_started(self, node: RayNode) -> None:
-        """Wait until a node is up; start it once more if its raylet gave up on its agent.
+        """Wait until a node is up; start it again if some process of it gave up on another.
 
         A raylet allows its agent, a Python of its own, some fifteen seconds, whatever else the
         machine is busy with.
         """
         deadline = time.monotonic() + _START_TIMEOUT_S
+        num_starts = 1
         while time.monotonic() < deadline:
             if "Ray runtime started" in node.log_path.read_text(errors="replace"):
                 node.processes()
                 return
-            if self._gave_up(node):
+            has_failed = self._gave_up(node) or node.process.poll() is not None
+            if has_failed and num_starts < _STARTS:
+                num_starts += 1
                 node.kill()
                 shutil.rmtree(self._node_folder(node.ip), ignore_errors=True)
                 node.restart()
