@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-_START_TIMEOUT_S = 180.0
+_START_TIMEOUT_S = 300.0
 _PATIENCE = {
     "RAY_raylet_start_wait_time_s": "120",
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "120",
