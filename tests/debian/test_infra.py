@@ -27,6 +27,7 @@ from tests.infra.files import (
     problems_of_core,
     ray_clusters,
     run,
+    version,
     with_typo,
     write_yaml,
 )
@@ -96,6 +97,8 @@ def test_jobs_have_the_cluster_of_the_platform(built: dict[str, Path], overlay: 
     for kind in ("RayJob", "RayCronJob"):
         assert list(ray_clusters(found[kind])) == [cluster]
     head, worker = (pod["spec"] for pod in pods(cluster))
+    images = {pod["containers"][0]["image"] for pod in (head, worker)}
+    assert images == {f"REGISTRY/maskmill:{version()}"}
     if overlay == "s3":
         for pod in (head, worker):
             (source,) = pod["containers"][0]["envFrom"]
