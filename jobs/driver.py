@@ -493,6 +493,7 @@ class _Run:
                 costs=self.plan.num_frames[self.plan.order],
                 idle_after_s=pool.idle_after_s if pool.workers == "auto" else None,
                 min_workers=pool.min_workers or 0,
+                is_mixed=self.pool.is_mixed,
             )
             self.perform(self.scheduler.start(self.clock()))
             while not self.scheduler.is_done and self.clock() < self.give_up_at_s:
@@ -551,7 +552,7 @@ class _Run:
                 self.speeds.add(worker_id, ready.gpu)
                 self.gpus[worker_id] = ready.gpu_memory_bytes
                 self.reporter.on_worker(worker_id, WorkerState.IDLE)
-                return self.scheduler.worker_ready(worker_id, now)
+                return self.scheduler.worker_ready(worker_id, now, ready.gpu)
             case WorkerDown(worker_id=worker_id, kind=kind, message=message, error=error):
                 _log.warning("%s is lost (%s): %s", worker_id, kind.value, message)
                 self.metrics.worker_lost(kind)
@@ -721,6 +722,9 @@ class _Run:
             self.stage_seconds[stats.stage.value] += stats.busy_s
         self.show_worker(under_way.worker_id)
         self.tell_of_quarantine()
+        fps = float(under_way.commit.video["fps_end_to_end"])
+        self.speeds.finished(under_way.worker_id, num_frames, fps)
+        self.scheduler.set_speed(under_way.worker_id, self.speeds.of(under_way.worker_id))
         peak = under_way.commit.video["peak_gpu_memory_bytes"] or 0
         if not self.pool.gpu_measured(peak, self.gpus.get(under_way.worker_id, 0)):
             return []

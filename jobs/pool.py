@@ -59,6 +59,8 @@ _LEAVE_S = 30.0
 _OBJECT_STORE_BYTES = 128 << 20
 """Object store of a local Ray: proposals are a few kilobytes each."""
 _TRACKERS_WITHOUT_GPU = ("flow",)
+_ACCELERATOR = "accelerator_type:"
+"""How the resource begins with which a node tells the model of its GPUs."""
 
 # What tells that an actor, or the way to it, is gone. The first is the family of actor errors;
 # the others stand beside it in Ray's tree, not below it. RayTaskError, an exception of our own
@@ -159,6 +161,7 @@ class RayPool:
         self._num_started = 0
         self._pending: list[Event] = []
         self._num_places = 0
+        self._kinds: set[frozenset[str]] = set()
         self._draining: dict[str, float] = {}  # by node: when it goes, on the monotonic clock
         self._leaving: list[tuple[float, Any]] = []  # released actors, and when to end them
         self._census_at = float("-inf")
@@ -204,6 +207,11 @@ class RayPool:
             is_demand = not self._is_local
             num_workers = config.max_workers if is_demand else min(num_workers, config.max_workers)
         return max(1, num_workers, config.min_workers or 0)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether nodes that can hold workers announce different types of accelerators."""
+        return len(self._kinds) > 1
 
     def start_worker(self) -> str:
         """Ask Ray for one more actor and return its id."""
@@ -382,7 +390,10 @@ class RayPool:
             fitting = [resources.get("CPU", 0) / self._config.cpus_per_worker]
             if self._num_gpus:
                 fitting.append(resources.get("GPU", 0) / self._num_gpus)
-            places += int(min(fitting) + 1e-6)
+            held = int(min(fitting) + 1e-6)
+            places += held
+            if held:
+                self._kinds.add(frozenset(r for r in resources if r.startswith(_ACCELERATOR)))
         self._num_places = places
         if places:
             self._no_place_since = None

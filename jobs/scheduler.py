@@ -70,6 +70,9 @@ class FaultPolicy:
         With no worker ready, so many failures to start (beyond one per wanted worker) end the run.
     drain_margin_s : float
         So long before its node goes, a worker's last attempts are cancelled.
+    prefetch_within_s : float
+        Where lengths are known, a worker prefetches when a video of it ends within this time, in
+        seconds: a long video that was prefetched earlier would wait behind another long one.
     """
 
     max_charged: int = 4
@@ -83,6 +86,7 @@ class FaultPolicy:
     outage_after: int = 20
     max_start_failures: int = 3
     drain_margin_s: float = 5.0
+    prefetch_within_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +285,8 @@ class Scheduler:
         there are workers; never without.
     min_workers : int
         So many are kept all the same.
+    is_mixed : bool
+        Workers of several kinds are to be expected; found out as they come otherwise.
 
     Notes
     -----
@@ -305,6 +311,7 @@ class Scheduler:
         costs: NDArray[np.number] | None = None,
         idle_after_s: float | None = None,
         min_workers: int = 0,
+        is_mixed: bool = False,
     ) -> None:
         if order.shape != (num_tasks,):
             raise ValueError(f"order needs one entry per task ({num_tasks}), got {order.shape = }")
@@ -337,6 +344,8 @@ class Scheduler:
         self._forgo_not_before = -inf
         self._fastest: float | None = None
         self._fastest_is_known = True
+        self._is_mixed = is_mixed
+        self._kinds: set[str] = set()
         self._num_starting = 0
         self._start_failures = 0
         self._start_not_before = float("-inf")
@@ -458,8 +467,8 @@ class Scheduler:
         self._fastest_is_known = False
         return self._settle([], now)
 
-    def worker_ready(self, worker_id: str, now: float) -> list[Action]:
-        """Take a worker whose model is loaded into service."""
+    def worker_ready(self, worker_id: str, now: float, kind: str = "") -> list[Action]:
+        """Take a worker whose model is loaded into service; `kind` is what it runs on."""
         if self._stopped or worker_id in self._workers or worker_id in self._gone:
             return []
         self._num_starting = max(0, self._num_starting - 1)
@@ -468,6 +477,8 @@ class Scheduler:
         self._num_ready += 1
         worker = _Worker(worker_id, self._num_ready, idle_since=now)
         self._workers[worker_id] = self._open[worker_id] = worker
+        self._kinds.add(kind)
+        self._is_mixed = self._is_mixed or len(self._kinds) > 1
         return self._settle([], now)
 
     def worker_lost(
@@ -975,6 +986,8 @@ class Scheduler:
                     # Near the end a prefetched video would wait behind a long one while another
                     # worker has nothing to do.
                     return
+                if depth >= self._slots and not self._ends_soon(worker, now):
+                    continue
                 if len(worker.attempts) == depth and self._room(worker, prefetch=True) > 0:
                     following = self._next_task(worker)
                     if following is not None:
@@ -1043,11 +1056,26 @@ class Scheduler:
             workers.sort(key=lambda worker: -(worker.speed or top))
         return workers
 
+    def _ends_soon(self, worker: _Worker, now: float) -> bool:
+        """Whether a worker needs another video soon; True where nobody can tell."""
+        if not self._knows_costs:
+            return True
+        if not worker.speed:
+            return False  # its first video may be the longest of all
+        within_s = self.policy.prefetch_within_s
+        return any(
+            attempt.progress_at + self._left_of(attempt) / worker.speed <= now + within_s
+            for attempt in worker.attempts.values()
+        )
+
     def _longest_for(self, worker: _Worker) -> float:
         """Return the cost of the longest task that a worker should begin now.
 
         A slow worker takes no longer for its task than the fastest would for the longest one left.
+        Among workers of several kinds one that is not measured yet begins with an average task.
         """
+        if self._knows_costs and self._is_mixed and not worker.speed:
+            return self._backlog.total_cost / len(self._backlog)
         top = self._top_speed()
         if top is None or not worker.speed or worker.speed >= _AS_FAST * top:
             return inf

@@ -78,6 +78,13 @@ class Speeds:
                 tally.seconds = tally.seconds * kept + passed_s
         tally.heard_at, tally.steps = (now if steps else None), dict(steps)
 
+    def finished(self, worker_id: str, num_frames: int, frames_per_s: float) -> None:
+        """Take a whole video: where videos are short, heartbeats see too little of them."""
+        tally = self._tallies.get(worker_id)
+        if tally is not None and tally.seconds < SETTLES_S and frames_per_s > 0:
+            tally.frames += num_frames
+            tally.seconds += num_frames / frames_per_s
+
     def of(self, worker_id: str) -> float | None:
         """Return a worker's frames per second; None while that is not known."""
         tally = self._tallies.get(worker_id)

@@ -63,6 +63,7 @@ class ThreadPool:
 
             worker_cls = TrackingWorker
         self.num_workers = num_workers
+        self.is_mixed = False
         self._spec = spec
         self._worker_cls = worker_cls
         self._workers: dict[str, _Local] = {}

@@ -109,6 +109,10 @@ class Pool(Protocol):
     def num_workers(self) -> int:
         """Workers that the run may have now; with ``auto`` it changes with the cluster."""
 
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the machines that hold workers are of several kinds."""
+
     def start_worker(self) -> str:
         """Start a worker and return its id; `WorkerUp` or `WorkerDown` follows."""
 

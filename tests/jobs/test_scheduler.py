@@ -15,7 +15,9 @@
 * A worker that never becomes ready ends the run with one sentence, instead of a loop; once some
   worker was ready, a node that cannot be used ends nothing.
 * Workers of unlike speed: the fastest begins the longest video; a slower one the longest that it
-  does in the time the fastest needs for the longest; none rests but for a faster one that works.
+  does in the time the fastest needs for the longest; one of several kinds that is not measured an
+  average one; none rests but for a faster one that works.
+* A long video is not prefetched behind another long one.
 * A worker whose node is being taken away begins nothing, is cancelled what cannot end in time, and
   is released once it is empty; it is replaced at once.
 * Only a worker that was idle for long, beyond those the tail can use and those to be kept, is
@@ -146,6 +148,7 @@ class AnySchedule(RuleBasedStateMachine):
         self.draining: set[str] = set()
         self.retiring: set[str] = set()
         self.speeds: dict[str, float] = {}
+        self.kinds: dict[str, str] = {}
         self.idle_since: dict[str, float] = {}
         self.cancelled: set[str] = set()
         self.attempts: dict[str, Begin] = {}
@@ -236,7 +239,9 @@ class AnySchedule(RuleBasedStateMachine):
         top = max((self.speeds[w] for w in staying if w in self.speeds), default=None)
         speed = self.speeds.get(worker_id)
         limit = max(pending)
-        if top is not None and speed is not None and speed < 2 / 3 * top:
+        if speed is None and len(set(self.kinds.values())) > 1:
+            limit = sum(pending) / len(pending)
+        elif top is not None and speed is not None and speed < 2 / 3 * top:
             limit = limit * speed / top
         assert self.costs[task] == max((c for c in pending if c <= limit), default=min(pending))
 
@@ -252,14 +257,15 @@ class AnySchedule(RuleBasedStateMachine):
         assert self.charged[task] <= self.policy.max_charged
 
     @precondition(lambda self: self.starting)
-    @rule(data=st.data(), succeeds=st.integers(0, 9))
-    def worker_answers(self, data: st.DataObject, succeeds: int) -> None:
+    @rule(data=st.data(), succeeds=st.integers(0, 9), kind=st.sampled_from(["", "", "H200"]))
+    def worker_answers(self, data: st.DataObject, succeeds: int, kind: str) -> None:
         worker_id = data.draw(st.sampled_from(self.starting))
         self.starting.remove(worker_id)
         if succeeds:
             self.workers[worker_id] = {}
             self.idle_since[worker_id] = self.now
-            self.do(self.scheduler.worker_ready(worker_id, self.now))
+            self.kinds[worker_id] = kind
+            self.do(self.scheduler.worker_ready(worker_id, self.now, kind))
         else:
             cause = FailureKind.WORKER_LOST
             self.do(self.scheduler.worker_lost(worker_id, cause, "setup failed", self.now))
@@ -398,6 +404,7 @@ class AnySchedule(RuleBasedStateMachine):
                 self.starting.remove(worker_id)
                 self.workers[worker_id] = {}
                 self.idle_since[worker_id] = self.now
+                self.kinds[worker_id] = ""
                 self.do(self.scheduler.worker_ready(worker_id, self.now))
             for attempt_id in list(self.attempts)[:1]:
                 self.end(attempt_id)
@@ -886,3 +893,108 @@ def test_nothing_to_do_is_done() -> None:
     run = scheduler(0)
     assert run.start(0) == []
     assert run.is_done
+
+
+def test_long_videos_do_not_queue_up_behind_each_other() -> None:
+    costs = np.array([900.0, 800.0, 30.0, 20.0, 10.0, 5.0])
+    run = Scheduler(6, np.arange(6), num_workers=2, prefetch=1, costs=costs)
+    run.start(0)
+    # Given two workers: each gets one of the long videos, and nothing behind it
+    first = only(run.worker_ready("a", 0))
+    second = only(run.worker_ready("b", 0))
+    assert [first.task, second.task] == [0, 1]
+    run.set_speed("a", 10.0)
+    run.progress(first.attempt_id, Phase.TRACKING, 100, 10)
+    assert begins(run.tick(10)) == []  # 80 s are left
+    # When the end comes near
+    run.progress(first.attempt_id, Phase.TRACKING, 500, 50)
+    assert begins(run.tick(59)) == []
+    (prefetched,) = begins(run.tick(60))
+    # Then the next is fetched meanwhile.
+    assert (prefetched.worker_id, prefetched.task) == ("a", 2)
+
+
+def test_a_draining_worker_keeps_what_it_can_end() -> None:
+    costs = np.array([100.0, 90.0, 80.0])
+    run = Scheduler(3, np.arange(3), num_workers=2, prefetch=0, costs=costs)
+    run.start(0)
+    long, other = only(run.worker_ready("a", 0)), only(run.worker_ready("b", 0))
+    for begin in (long, other):
+        run.set_speed(begin.worker_id, 2.0)
+        run.progress(begin.attempt_id, Phase.TRACKING, 20, 10)
+    # Given notices of 60 s: 80 frames take 40 s, and 5 s are kept in hand
+    assert run.worker_draining("a", 10 + 60, 10) == [StartWorker()]
+    # and of 30 s: 70 frames take 35 s
+    cancel, start = run.worker_draining("b", 10 + 30, 10)
+    assert cancel == Cancel("b", other.attempt_id)
+    assert start == StartWorker()
+    # When the cancelled one answers, its worker is released and it is pending for another
+    actions = run.attempt_failed(other.attempt_id, FailureKind.PREEMPTED, "stopped", "", 11)
+    assert [type(a) for a in actions] == [Release]
+    assert run.counts.retrying == 1
+    # When the first ends, it counts
+    done = run.attempt_finished(long.attempt_id, 50)
+    assert [type(a) for a in done] == [Commit, Release]
+    # Then what was stopped comes first on the next worker, as its second try
+    again = only(run.worker_ready("c", 51))
+    assert (again.task, again.number) == (other.task, 2)
+
+
+def test_a_draining_worker_that_is_slower_than_thought_is_stopped_in_time() -> None:
+    costs = np.array([100.0])
+    run = Scheduler(1, np.arange(1), num_workers=1, costs=costs)
+    run.start(0)
+    begin = only(run.worker_ready("a", 0))
+    run.progress(begin.attempt_id, Phase.TRACKING, 1, 0)
+    assert [type(a) for a in run.worker_draining("a", 60, 0)] == [StartWorker]  # nobody knows
+    assert run.next_deadline() == 55
+    assert run.tick(54) == []
+    assert run.tick(55) == [Cancel("a", begin.attempt_id)]
+    assert run.tick(56) == []
+
+
+def test_workers_go_when_the_tail_is_short() -> None:
+    run = Scheduler(3, np.arange(3), num_workers=3, prefetch=0, idle_after_s=60, min_workers=1)
+    run.start(0)
+    one, two, three = (only(run.worker_ready(name, 0)) for name in "abc")
+    run.attempt_finished(one.attempt_id, 10)
+    run.attempt_finished(two.attempt_id, 20)
+    for now in (69, 79):
+        run.progress(three.attempt_id, Phase.TRACKING, now, now)
+    assert run.next_deadline() == 70
+    assert [a for a in run.tick(69) if isinstance(a, Release)] == []
+    assert [a.worker_id for a in run.tick(70) if isinstance(a, Release)] == ["a"]
+    assert [a.worker_id for a in run.tick(80) if isinstance(a, Release)] == ["b"]
+    # The last one works on; its failure finds a worker again.
+    actions = run.worker_lost("c", FailureKind.WORKER_LOST, "SIGKILL", 90)
+    assert actions == [StartWorker()]
+
+
+def test_workers_that_have_no_place_are_given_up_when_little_is_left() -> None:
+    run = Scheduler(5, np.arange(5), num_workers=5, prefetch=0, idle_after_s=60)
+    assert run.start(0) == [StartWorker()] * 5
+    begin = only(run.worker_ready("a", 0))  # the others wait for nodes
+    for now in range(1, 4):
+        begin = only(run.attempt_finished(begin.attempt_id, now))
+    assert run.tick(4) == [ForgoWorker()] * 3  # two videos are left
+    assert run.tick(5) == []  # the pool has been asked
+    assert run.worker_lost("e", FailureKind.PREEMPTED, "no longer needed", 5) == []
+
+
+def test_a_fixed_number_of_workers_stays() -> None:
+    run = scheduler(3, workers=3)
+    run.start(0)
+    one, *_ = (only(run.worker_ready(name, 0)) for name in "abc")
+    run.attempt_finished(one.attempt_id, 1)
+    assert run.tick(290) == []
+
+
+def test_all_workers_are_replaced_when_they_are_to_share_a_gpu() -> None:
+    run = scheduler(9, workers=2)
+    run.start(0)
+    one, two = only(run.worker_ready("a", 0)), only(run.worker_ready("b", 0))
+    assert run.replace_workers("smaller shares", 1) == []
+    actions = run.attempt_finished(one.attempt_id, 2)
+    assert [type(a) for a in actions] == [Commit, Kill, StartWorker]
+    assert only(run.worker_ready("c", 3)).task == 2
+    assert begins(run.attempt_failed(two.attempt_id, FailureKind.INPUT, "empty", "", 4)) == []
