@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 UInt8Array = NDArray[np.uint8]
 
 SHEET_PICTURES = 12
-SHEET_COLUMNS = 4
-SHEET_PICTURE_PX = 480
-"""Width of a picture on the contact sheet."""
+SHEET_COLUMNS = 3
+SHEET_PX = 1920
+"""Width of all pictures in a row of the contact sheet: what screens show without shrinking it."""
 MAX_NAMED = 6
 """Hidden objects named in the caption; the rest is counted."""
 
@@ -152,7 +152,7 @@ def render_video(
     if beside is not None:
         _check_fits(run.video, beside.video)
     source = tracked_source(run.video, options, moved_to=moved_to)
-    pieces = _Pieces(run.video.num_frames)
+    pieces = _Pieces(run.video.num_frames, SHEET_COLUMNS if beside is None else SHEET_COLUMNS - 1)
     with replaced(film) as film_part, replaced(sheet) as sheet_part:
         pictures = _draw(run, beside, source, options)
         num_frames = _encode(run.video, pictures, film_part, pieces, progress)
@@ -235,14 +235,15 @@ def _check_fits(video: Video, other: Video) -> None:
 class _Pieces:
     """The small pictures of the contact sheet, taken as the film goes by."""
 
-    def __init__(self, num_frames: int) -> None:
+    def __init__(self, num_frames: int, num_columns: int) -> None:
         number = min(SHEET_PICTURES, num_frames)
+        self._num_columns = num_columns
         self._wanted = set(np.linspace(0, num_frames - 1, number).round().astype(int).tolist())
         self._pictures: list[UInt8Array] = []
 
     def offer(self, index: int, picture: UInt8Array) -> None:
         if index in self._wanted:
-            self._pictures.append(shrink(picture, SHEET_PICTURE_PX).copy())
+            self._pictures.append(shrink(picture, SHEET_PX // self._num_columns).copy())
 
     def sheet(self, run: Run, beside: Run | None) -> UInt8Array:
         row = run.video.row
@@ -260,7 +261,7 @@ class _Pieces:
             [""] * len(self._pictures),
             title=run.video.name,
             subtitle="   ·   ".join(facts),
-            num_columns=SHEET_COLUMNS if beside is None else SHEET_COLUMNS // 2,
+            num_columns=self._num_columns,
         )
 
 

@@ -29,6 +29,7 @@ Box = tuple[float, float, float, float]
 FILL_OPACITY = 0.3
 RIM_RGB = (12, 12, 16)
 """Of the line under each contour, which keeps it legible on any background."""
+SMALLEST_FONT_PX = 12
 HIDDEN_SHOWN_US = 2_000_000
 """How long the last place of a hidden object stays marked; it may never come back."""
 
@@ -42,10 +43,22 @@ class Overlay:
         Size of the frames in pixels.
     categories : Mapping of int to str
         Name per category id, for labels.
+    shown_px : int, optional
+        Width at which the pictures will be looked at, where that is smaller than theirs: lines and
+        labels are drawn larger then, to be legible.
     """
 
-    def __init__(self, height: int, width: int, categories: Mapping[int, str]) -> None:
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        categories: Mapping[int, str],
+        *,
+        shown_px: int | None = None,
+    ) -> None:
         self._size = (height, width)
+        reduction = max(1.0, width / shown_px) if shown_px else 1.0
+        self._font_px = max(round(SMALLEST_FONT_PX * reduction), height // 32)
         self._categories = categories
         self._last_seen: dict[int, tuple[int, Box]] = {}
         self._names: dict[int, str] = {}
@@ -85,7 +98,7 @@ class Overlay:
         hidden = self._hidden_lately(frame)
         if not masks and not hidden:
             return image.copy()
-        tools = _tools(self._size[0])
+        tools = _tools(self._font_px)
         canvas = image.copy()
         crops = [self._crop(mask) for mask in masks]
         for mask, crop in zip(masks, crops, strict=True):
@@ -104,7 +117,7 @@ class Overlay:
             xyxy=np.array(boxes, np.float32),
             tracker_id=np.array([*(mask.object_id for mask in masks), *hidden]),
         )
-        limit = max(8, self._size[1] // tools.font_px)
+        limit = max(8, self._size[1] // self._font_px)
         labels = [text if len(text) <= limit else f"{text[: limit - 1]}…" for text in labels]
         # As a Pillow image the picture is RGB to the annotator, so its palette is not swapped.
         return np.asarray(tools.labels.annotate(Image.fromarray(canvas), named, labels))
@@ -141,26 +154,25 @@ class Overlay:
 
 
 class _Tools:
-    """The annotators for one height of picture."""
+    """The annotators for one size of text, in pixels; lines go with it."""
 
-    def __init__(self, height: int) -> None:
+    def __init__(self, font_px: int) -> None:
         import supervision as sv
 
         by_id = sv.ColorLookup.TRACK
-        self.line_px = max(1, round(height / 360))
-        self.font_px = max(12, height // 32)
+        self.line_px = max(1, round(font_px / 11))
         self.corners = sv.BoxCornerAnnotator(
-            palette(bgr=True), self.line_px, max(6, height // 30), color_lookup=by_id
+            palette(bgr=True), self.line_px, font_px, color_lookup=by_id
         )
         self.labels = sv.RichLabelAnnotator(
             palette(),
             by_id,
             text_palette(),
             font_path=str(font_path()),
-            font_size=self.font_px,
-            text_padding=max(3, self.font_px // 5),
+            font_size=font_px,
+            text_padding=max(3, font_px // 5),
             text_position=sv.Position.TOP_CENTER,
-            border_radius=max(2, self.font_px // 5),
+            border_radius=max(2, font_px // 5),
             # Keeps labels inside the picture, and apart from each other.
             smart_position=True,
         )

@@ -138,10 +138,10 @@ class ObjectFacts:
         Sums; scores are weighted by masks.
     """
 
-    area: Histogram = field(default_factory=lambda: Histogram(np.linspace(0, 7, 36)))
+    area: Histogram = field(default_factory=lambda: Histogram(np.linspace(0, 8, 41)))
     score: Histogram = field(default_factory=lambda: Histogram(np.linspace(0, 1, 26)))
     stability: Histogram = field(default_factory=lambda: Histogram(np.linspace(0, 1, 26)))
-    visible: Histogram = field(default_factory=lambda: Histogram(np.linspace(0, 5, 26)))
+    visible: Histogram = field(default_factory=lambda: Histogram(np.linspace(0, 6, 31)))
     num_never_seen: int = 0
     by_category: dict[int | None, list[float]] = field(default_factory=dict)
 

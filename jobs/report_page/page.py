@@ -137,7 +137,7 @@ def render_page(
         css=Markup(css),
         facts=facts,
         quality=quality,
-        review=quality.review[:MAX_REVIEW_ROWS],
+        review=quality.review,
         pictures=pictures,
         plots=plots,
         run=facts.executions[0] if facts.executions else None,
@@ -155,12 +155,17 @@ def _quality(dataset: Dataset, store: Store, facts: Facts) -> Quality:
     """Return what was kept, or measure a run that is not too large for that."""
     summary = read_summary(store)
     if summary is not None:
-        return Quality(summary, read_review(store, MAX_REVIEW_ROWS))
+        return Quality(summary, _telling(read_review(store)))
     if not 0 < facts.videos.num_masks <= MEASURED_MASKS:
         return Quality(None, [])
     with Measuring() as measuring:
         measure_run(dataset, measuring)
-        return Quality(measuring.summary(), measuring.review()[:MAX_REVIEW_ROWS])
+        return Quality(measuring.summary(), _telling(measuring.review()))
+
+
+def _telling(review: Sequence[ReviewItem]) -> list[ReviewItem]:
+    """Return what there is a reason to look at."""
+    return [item for item in review if item.reason][:MAX_REVIEW_ROWS]
 
 
 def _plots(facts: Facts, quality: Quality) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -130,29 +130,37 @@ def _picture_video(
             wanted.append(frame)
     small: list[UInt8Array] = []
     captions: list[str] = []
-    rows = dataset.frames(video)
-    overlay = Overlay(video.height, video.width, dataset.categories)
+    near = _Follower(dataset, video, None)
+    far = _Follower(dataset, video, SHEET_PICTURE_PX)
     for frame, image in pictures_at(source, options, wanted):
-        drawn = _drawn(overlay, rows, frame, image)
         if frame.frame_idx in on_sheet:
-            small.append(shrink(drawn, SHEET_PICTURE_PX))
+            small.append(shrink(far.draw(frame, image), SHEET_PICTURE_PX))
             captions.append(f"frame {frame.frame_idx}   {frame.pts_us / 1e6:.2f} s")
-        for item in items:
-            if item.look_at_frame == frame.frame_idx:
-                key = (video.video_key, item.object_id)
-                pictures.thumbnails[key] = data_uri(_close_up(drawn, frame, item.object_id))
+        if frame.frame_idx in looked_at:
+            drawn = near.draw(frame, image)
+            for item in items:
+                if item.look_at_frame == frame.frame_idx:
+                    key = (video.video_key, item.object_id)
+                    pictures.thumbnails[key] = data_uri(_close_up(drawn, frame, item.object_id))
     if small:
         sheet = contact_sheet(small, captions, title="")
         pictures.sheets.append((video.name, data_uri(sheet)))
 
 
-def _drawn(overlay: Overlay, rows: Iterator[Frame], frame: Frame, image: UInt8Array) -> UInt8Array:
-    """Draw a frame, after the overlay was told of all frames before it."""
-    for passed in rows:
-        if passed.frame_idx == frame.frame_idx:
-            break
-        overlay.follow(passed)
-    return overlay.draw(image, frame)
+class _Follower:
+    """Draws a few frames of a video, and takes note of those between them."""
+
+    def __init__(self, dataset: Dataset, video: Video, shown_px: int | None) -> None:
+        self._rows = dataset.frames(video)
+        self._overlay = Overlay(video.height, video.width, dataset.categories, shown_px=shown_px)
+
+    def draw(self, frame: Frame, image: UInt8Array) -> UInt8Array:
+        """Return a picture with its objects; frames must come in order of time."""
+        for passed in self._rows:
+            if passed.frame_idx == frame.frame_idx:
+                break
+            self._overlay.follow(passed)
+        return self._overlay.draw(image, frame)
 
 
 def _close_up(picture: UInt8Array, frame: Frame, object_id: int) -> UInt8Array:

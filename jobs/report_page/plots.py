@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
     from jobs.report_page.facts import Histogram, StageFacts, Throughput
 
@@ -146,11 +148,15 @@ class Plots:
         what: str = "objects",
     ) -> str:
         """Return a distribution; with `log10`, edges are exponents."""
+        from matplotlib.ticker import FuncFormatter, NullFormatter
+
         counts, edges = _trimmed(histogram) if log10 else (histogram.counts, histogram.edges)
         with self._axes(HALF, title) as (axes, svg):
             axes.stairs(counts, 10**edges if log10 else edges, fill=True, color=BLUE)
             if log10:
                 axes.set_xscale("log")
+                axes.xaxis.set_major_formatter(FuncFormatter(_plain_number))
+                axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel(unit)
             axes.set_ylabel(what)
         return svg[0]
@@ -184,6 +190,7 @@ class Plots:
             axes.grid(visible=False, axis="y")
             axes.grid(visible=True, axis="x")
             axes.set_xlabel(unit)
+            _spaced(axes.xaxis)
         return svg[0]
 
     @contextmanager
@@ -192,7 +199,6 @@ class Plots:
         from matplotlib import rc_context
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter, MaxNLocator
 
         number = next(self._numbers)
         made: list[str] = []
@@ -202,20 +208,11 @@ class Plots:
             axes = figure.add_subplot()
             axes.set_title(title)
             yield axes, made
-            # Counts are whole, and read more easily with their thousands apart.
-            if axes.get_ylabel() in COUNTED:
-                axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-            if axes.get_xlabel() in COUNTED:
-                axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-                axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            if axes.get_ylabel():
+                _spaced(axes.yaxis)
             file = io.StringIO()
             figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
         made.append(inline_svg(file.getvalue(), number, title))
-
-
-COUNTED = ("objects", "videos", "workers", "masks")
-"""Labels of axes whose values are whole numbers."""
 
 
 def inline_svg(svg: str, number: int, title: str) -> str:
@@ -254,6 +251,18 @@ def inline_svg(svg: str, number: int, title: str) -> str:
 def _font(match: re.Match[str]) -> str:
     weight = "; font-weight: 600" if "bold" in match[0] else ""
     return f"font-size: {match[1]}px{weight}"
+
+
+def _spaced(axis: Axis) -> None:
+    """Write numbers with their thousands apart, and few of them."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=2))
+    axis.set_major_formatter(FuncFormatter(_plain_number))
+
+
+def _plain_number(value: float, _: object) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
 
 
 def time_unit(seconds: float) -> tuple[str, float]:
@@ -304,11 +313,12 @@ def _stacked(
 
 
 def _trimmed(histogram: Histogram) -> tuple[Any, Any]:
-    """Return counts and edges without the empty bins at both ends."""
+    """Return counts and edges of the powers of ten that hold something."""
     filled = np.flatnonzero(histogram.counts)
     if not len(filled):
         return histogram.counts, histogram.edges
-    first, last = int(filled[0]), int(filled[-1]) + 1
-    # A single bin is widened, for the scale to have an extent.
-    first, last = max(0, first - 1), min(len(histogram.counts), last + 1)
+    # From one power of ten to another, so that the scale has numbers at both ends.
+    low = math.floor(histogram.edges[filled[0]] + 1e-9)
+    high = math.ceil(histogram.edges[filled[-1] + 1] - 1e-9)
+    first, last = np.searchsorted(histogram.edges, [low - 1e-9, high - 1e-9])
     return histogram.counts[first:last], histogram.edges[first : last + 1]

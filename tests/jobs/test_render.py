@@ -157,12 +157,13 @@ def test_side_by_side(place: Path, tmp_path: Path) -> None:
 
 def test_contact_sheet(place: Path, street: Path) -> None:
     sheet = np.asarray(Image.open(street.with_suffix(".png")).convert("RGB"))
-    assert sheet.shape[1] > 4 * WIDTH
+    assert sheet.shape[1] > 3 * WIDTH, "three pictures in a row"
+    assert sheet.shape[0] > 4 * HEIGHT, "of twelve"
     blue = tinted(media.CORNERS[(3, 0)], 1).astype(int)
-    # Found on the first pictures of the top row, and nowhere in the lower half of the sheet.
+    # On the first picture of the top row, and nowhere in the last row.
     near = (np.abs(sheet.astype(int) - blue) < 4).all(axis=2)
-    assert near[: len(sheet) // 2, : sheet.shape[1] // 4].sum() > 300
-    assert near[-len(sheet) // 4 :].sum() < 20
+    assert near[: len(sheet) // 3, :WIDTH].sum() > 300
+    assert near[-HEIGHT:].sum() < 20
 
 
 @pytest.fixture
@@ -282,6 +283,18 @@ def test_overlay_changes_what_the_masks_cover() -> None:
     assert (later == 100).all(), "and not for ever"
     with pytest.raises(ValueError, match="does not fit"):
         overlay.draw(image[:50], Frame(3, 70_000_000, (mask,), ()))
+
+
+def test_labels_are_legible_when_shrunk() -> None:
+    image = np.full((720, 1280, 3), 100, np.uint8)
+    frame = Frame(0, 0, (object_mask((400, 300, 300, 200), (720, 1280)),), ())
+    chips = []
+    for shown_px in (None, 320):
+        drawn = Overlay(720, 1280, {7: "cat"}, shown_px=shown_px).draw(image, frame)
+        above = (drawn[:296] == object_colour(1)).all(axis=2)
+        chips.append(int(above.any(axis=1).sum()))
+    assert chips[1] / 4 >= 12, "a quarter of the size still has room for letters"
+    assert chips[1] > 1.5 * chips[0]
 
 
 def test_labels_stay_in_the_picture() -> None:
