@@ -368,12 +368,12 @@ def _is_picture(name: str) -> bool:
 def _labels(data: bytes, uri: str) -> NDArray[np.uint8]:
     """Return the values of a picture of object ids."""
     values = read_values(data, uri)
-    if values.max(initial=0) > VOID:
+    if values.dtype != np.uint8 and values.max(initial=0) > VOID:
         raise InputError(
             f"{uri} holds the value {values.max()}, but object ids are 1 to {VOID - 1} and {VOID} "
             f"is void: for more objects use the form {MASKLETS_ENDING} of SA-V"
         )
-    return values.astype(np.uint8)
+    return values.astype(np.uint8, copy=False)
 
 
 def _present(labels: NDArray[np.uint8]) -> tuple[list[int], bool]:

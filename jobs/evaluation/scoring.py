@@ -404,7 +404,16 @@ def _outside(
 
 
 def _crop(mask: ObjectMask) -> CroppedMask:
-    return crop_mask(rle.decode(mask.counts, *mask.size))
+    """Return a stored mask cut to its box, decoding only the columns of the box."""
+    height, width = mask.size
+    x0, y0, box_width, box_height = map(int, mask.bbox_xywh)
+    # Runs go down the columns, so those of the box are one stretch of pixels.
+    first, last = x0 * height, (x0 + box_width) * height
+    ends = np.clip(np.cumsum(rle.run_lengths(mask.counts, height, width)), first, last)
+    values = (np.arange(len(ends)) & 1).astype(np.uint8)
+    columns = np.repeat(values, np.diff(ends, prepend=first)).reshape(box_width, height)
+    crop = np.ascontiguousarray(columns[:, y0 : y0 + box_height].T)
+    return CroppedMask((x0, y0, x0 + box_width, y0 + box_height), crop, mask.area)
 
 
 def _without(mask: CroppedMask, void: NDArray[np.bool_]) -> CroppedMask:

@@ -234,8 +234,9 @@ def read_values(data: bytes, uri: str) -> NDArray[Any]:
 
     Returns
     -------
-    ndarray of int32, shape (H, W)
-        Palette indices or grey values, of few bits as they are stored.
+    ndarray of uint8 or int32, shape (H, W)
+        Palette indices or grey values, of few bits as they are stored; int32 where the picture
+        has more than 8 bits, or one. Perhaps read-only.
 
     Raises
     ------
@@ -252,11 +253,11 @@ def read_values(data: bytes, uri: str) -> NDArray[Any]:
                     f"the mask image {uri} has colours ({kind}), but object ids are read from "
                     f"indexed or greyscale pictures: save it with a palette, one index per object"
                 )
-            values = np.asarray(image).astype(np.int32)
+            values = np.asarray(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # PIL reports a broken PNG as SyntaxError.
         raise InputError(f"the mask image {uri} cannot be read as a picture: {error}") from error
     bits = data[24] if data[:8] == b"\x89PNG\r\n\x1a\n" else 8  # the header's bit depth
     if kind == "L" and bits in _GREY_SCALE:
-        values //= _GREY_SCALE[bits]
-    return values
+        return values // _GREY_SCALE[bits]
+    return values if values.dtype == np.uint8 else values.astype(np.int32)
