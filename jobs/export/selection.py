@@ -70,11 +70,6 @@ class Selection:
         if self.min_score is not None and not 0 <= self.min_score <= 1:
             raise ConfigError(f"--min-score {self.min_score} is no score: they go from 0 to 1")
 
-    @property
-    def is_whole_videos(self) -> bool:
-        """Whether the masks of a video are taken or left together."""
-        return not (self.where or self.fps or self.min_score)
-
 
 @dataclass(frozen=True, slots=True)
 class SelectedVideo:

@@ -84,7 +84,7 @@ def export(
         bool, typer.Option("--overwrite", help="Replace an export that is there.")
     ] = False,
 ) -> None:
-    """Write the masks as other tools expect them. The same command again continues."""
+    """Write the masks as other tools expect them. Interrupted, the same command goes on."""
     from jobs.dataset import open_dataset
     from jobs.export.exporter import ExportOptions, Format, export_dataset
     from jobs.export.naming import parse_classes

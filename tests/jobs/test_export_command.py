@@ -7,6 +7,7 @@
 * Videos that would share a name get different ones.
 * A destination that exists is refused, or replaced with --overwrite; a folder that holds anything
   else is never replaced; nothing is under a final name before it is complete.
+* Two exports never write to one place at the same time.
 * An interrupted export into a folder goes on where it ended, on a disk and in a bucket; one with
   other settings begins anew; a file is written again. A full disk is exit code 3, and the same
   command goes on when there is room.
@@ -41,7 +42,7 @@ from jobs.records import Outcome
 from tests import servers
 from tests.exported import LABELS, Exported, make_run
 from tests.jobs.outputs import commit_videos, run_plan, stage_video
-from workers.errors import ConfigError, StoreFull
+from workers.errors import ConfigError, StoreError, StoreFull
 from workers.storage import open_store
 
 Key = tuple[str, int, int]
@@ -293,6 +294,18 @@ def test_an_interrupted_folder_goes_on(run: Exported, tmp_path: Path, format: Fo
     tally = export_dataset(dataset, format, str(tmp_path / "other"), Selection(min_score=0.9))
     assert (tally.num_videos, tally.num_continued) == (2, 0)
     assert files_below(tmp_path / "other") != files_below(dest)
+
+
+@pytest.mark.parametrize(("format", "dest"), [(Format.COCO, "masks.json"), (Format.SAV, "sav")])
+def test_two_exports_to_one_place(run: Exported, tmp_path: Path, format: Format, dest: str) -> None:
+    dataset = open_dataset(str(run.out))
+
+    def meanwhile(tally: Tally) -> None:
+        with pytest.raises(StoreError, match="another export is writing"):
+            export_dataset(dataset, format, str(tmp_path / dest))
+
+    export_dataset(dataset, format, str(tmp_path / dest), on_video=meanwhile)
+    assert [path.name for path in tmp_path.iterdir()] == [dest]
 
 
 def test_ctrl_c(
