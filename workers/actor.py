@@ -19,7 +19,7 @@ import traceback
 import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,7 @@ from workers.pipeline import track_video
 from workers.prompts.detector import create_detector
 from workers.sinks.parts import warm_up
 from workers.spool import remove_abandoned
+from workers.stepping import Stepper
 from workers.storage import open_store
 from workers.trackers.base import TrackingConfig, TrackingModelLoader
 from workers.trackers.registry import create_tracking_loader
@@ -122,8 +123,7 @@ class TrackingWorker:
         self._loader: TrackingModelLoader | None = None
         self._detector: Detector | None = None
         self._turns = _Turns(spec.videos_in_flight)
-        # A model is stepped by one thread at a time. With one video in flight that is so anyway.
-        self._step_lock = threading.Lock() if spec.videos_in_flight > 1 else None
+        self._stepper: Stepper | None = None
         self._running: dict[str, _Running] = {}
         self._lock = threading.Lock()
         self._stopped = False
@@ -168,6 +168,7 @@ class TrackingWorker:
         self.setup_on_node()
         _limit_threads(self.spec.num_threads)
         self._loader = self._load_tracker()
+        self._stepper = Stepper(self._loader)
         self._detector = self._load_detector()
         warm_up()
         # Again, for the libraries that were imported on the way.
@@ -249,7 +250,7 @@ class TrackingWorker:
             self._detector.unload()
         if self._loader is not None:
             self._loader.unload()
-        self._detector = self._loader = None
+        self._detector = self._loader = self._stepper = None
         _free_gpu()
         if self._kept_log is not None:
             self._kept_log.close()
@@ -271,7 +272,7 @@ class TrackingWorker:
             report=running.report,
             gate=self._turns.turn(running.cancelled, weight),
             cancelled=running.cancelled,
-            step_lock=self._step_lock or nullcontext(),
+            stepper=self._stepper,
             worker=self.ready,
         )
         _log.info(

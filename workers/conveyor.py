@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Generic, TypeVar
 
 from workers.errors import PreemptedError
@@ -124,6 +125,11 @@ class Conveyor(Generic[T]):
         with self._filled:
             self._wait_for_item(while_waiting)
             return self._items[0][0] if self._items else None
+
+    def waiting(self, limit: int) -> list[T]:
+        """Return the next items that are there already, at most `limit`, without taking them."""
+        with self._filled:
+            return [item for item, _ in islice(self._items, limit)]
 
     def __iter__(self) -> Iterator[T]:
         """Take items until the end."""

@@ -46,6 +46,7 @@ from workers.prompts.detector import Detector
 from workers.sinks.parts import PartWriter
 from workers.sinks.rows import SeenMask, VideoRows
 from workers.spool import spool_folder
+from workers.stepping import Stepper
 from workers.storage import open_store
 from workers.trackers.base import TrackingFrame, TrackingModelLoader, TrackingSession
 
@@ -70,7 +71,7 @@ def track_video(
     report: Report,
     gate: AbstractContextManager[Any] | None = None,
     cancelled: threading.Event | None = None,
-    step_lock: AbstractContextManager[Any] | None = None,
+    stepper: Stepper | None = None,
     worker: WorkerReady | None = None,
 ) -> Proposal:
     """Track one video and stage its rows.
@@ -92,9 +93,8 @@ def track_video(
         decoded.
     cancelled : threading.Event, optional
         Set it to stop the attempt.
-    step_lock : reusable context manager, optional
-        Held during each call of the model, where several videos share one that is not safe to
-        call from two threads.
+    stepper : Stepper, optional
+        Steps the sessions of `loader`, where several videos share it.
     worker : WorkerReady, optional
         Facts about the worker for the table `videos`.
 
@@ -137,7 +137,7 @@ def track_video(
             writing = _Writing(attempt, spec, header, parts, cancelled)
             stack.callback(writing.stop)
             writing.start()
-            tracking = _Tracking(attempt, spec, loader, prompts, step_lock or nullcontext())
+            tracking = _Tracking(attempt, spec, stepper or Stepper(loader), prompts)
             with closing(tracking.run(decoding, header)) as steps:
                 for final in steps:
                     for tracked in final:
@@ -300,15 +300,13 @@ class _Tracking:
         self,
         attempt: Attempt,
         spec: WorkerSpec,
-        loader: TrackingModelLoader,
+        stepper: Stepper,
         prompts: PromptSource,
-        step_lock: AbstractContextManager[Any],
     ) -> None:
         self._name = attempt.source.name
         self._tracker = spec.tracker.name
-        self._loader = loader
+        self._stepper = stepper
         self._prompts = prompts
-        self._lock = step_lock
         self._undecided: deque[tuple[int, int, list[ResolvedPrompt]]] = deque()
         self.num_steps = 0
 
@@ -316,30 +314,32 @@ class _Tracking:
         self, decoding: _Decoding, header: VideoHeader
     ) -> Generator[list[_Tracked], None, None]:
         """Track every frame; yields after each step what became final."""
-        with self._guard(), self._lock:
-            session = self._loader.open_session(header.height, header.width)
-        with session:
+        stepper = self._stepper
+        with self._guard(), stepper.alone():
+            session = stepper.loader.open_session(header.height, header.width)
+        with session, stepper.member():
             is_prompted = False
             for frame, until_us in decoding.queue:
                 moment = Moment(frame, until_us, self.num_steps)
-                with self._lock:
+                with stepper.alone():
                     with self._guard():
                         prompts = self._prompts.take(moment, session.latest)
                     for prompt in prompts:
                         self._prompt(session, frame.frame_idx, prompt)
-                    is_prompted = is_prompted or bool(prompts)
-                    self._undecided.append((frame.frame_idx, frame.pts_us, prompts))
-                    if is_prompted:
-                        with self._guard():
-                            final = session.step(frame.image, frame_idx=frame.frame_idx)
-                    else:
-                        # Before the first prompt there is nothing to track, and no session may
-                        # be stepped: the frame is there, and empty.
-                        final = [TrackingFrame(frame.frame_idx, [], {}, 0.0)]
+                is_prompted = is_prompted or bool(prompts)
+                self._undecided.append((frame.frame_idx, frame.pts_us, prompts))
+                if is_prompted:
+                    with self._guard():
+                        self._look_ahead(session, frame, decoding)
+                        final = stepper.step(session, frame.image, frame.frame_idx)
+                else:
+                    # Before the first prompt there is nothing to track, and no session may
+                    # be stepped: the frame is there, and empty.
+                    final = [TrackingFrame(frame.frame_idx, [], {}, 0.0)]
                 self.num_steps += 1
                 yield [self._tracked(emitted) for emitted in final]
             self._prompts.finish(decoding.reader.num_frames)
-            with self._guard(), self._lock:
+            with self._guard(), stepper.alone():
                 final = session.finish()
             yield [self._tracked(emitted) for emitted in final]
         if self._undecided:
@@ -348,6 +348,16 @@ class _Tracking:
                 self._tracker,
                 f"it never returned frame {self._undecided[0][0]}",
             )
+
+    def _look_ahead(
+        self, session: TrackingSession, frame: DecodedFrame, decoding: _Decoding
+    ) -> None:
+        """Name the frames that are decoded already to a tracker that has a use for it."""
+        num = self._stepper.loader.num_ahead
+        if num:
+            ahead = [decoded.image for decoded, _ in decoding.queue.waiting(num - 1)]
+            with self._stepper.alone():
+                session.look_ahead([frame.image, *ahead])
 
     def _prompt(self, session: TrackingSession, frame_idx: int, prompt: ResolvedPrompt) -> None:
         try:

@@ -99,13 +99,18 @@ def seeing_checkpoint() -> Path:
     return changed_checkpoint("seeing", 40, 11)
 
 
+def small_checkpoint() -> Path:
+    """Return weights for small pictures, on which objects come and go."""
+    return changed_checkpoint("small", SMALL_OBJECT_BIAS, SMALL_MASK_BIAS)
+
+
 @functools.cache
 def small_loader(name: str, **options: Any) -> EngineLoader:
     """Return a loaded tracker of small pictures, whose objects come and go."""
     config = TrackingConfig(
         name,
         device="cpu",
-        checkpoint_path=str(changed_checkpoint("small", SMALL_OBJECT_BIAS, SMALL_MASK_BIAS)),
+        checkpoint_path=str(small_checkpoint()),
         image_size=128,
         options=options,
     )

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from tests.engine import reference
 from workers.engine import lineage
-from workers.engine.attention import Savings
+from workers.engine.attention import NO_SAVINGS, Savings
 from workers.engine.bank import Sighting
 from workers.engine.lineage import Lineage, Spool
 from workers.trackers.base import TrackingConfig, TrackingFrame, TrackingSession
@@ -306,12 +306,12 @@ def test_savings_change_rounding_only() -> None:
         (recall,) = session.tracks[1].recalls(6)
         conditioned, decoded = [], []
         pixels = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 3, 128, 128))).float()
-        for savings in (Savings(), Savings(False, False, False, False)):
+        for savings in (Savings(), NO_SAVINGS):
             network.use_savings(savings)
             with torch.inference_mode():
                 (features,) = network.encode_images(pixels)
-                conditioned.append(network.condition(features, [recall]))
-                decoded.append(network.decode(conditioned[0], features).logits)
+                conditioned.append(network.condition([features], [recall]))
+                decoded.append(network.decode(conditioned[0], [features]).logits)
         network.use_savings(Savings())
     scale = float(conditioned[0].abs().mean())
     assert float((conditioned[0] - conditioned[1]).abs().max()) < 1e-4 * scale
@@ -355,7 +355,7 @@ def config(**changes: Any) -> TrackingConfig:
         ("sam2", {"options": {"compat": "originl"}}, "one of none, original"),
         ("sam2", {"options": {"max_cond_frames_in_attn": 0}}, "max_cond_frames_in_attn"),
         ("sam2", {"image_size": 500}, "multiple of 32"),
-        ("sam2", {"dtype": "bfloat16"}, "computes in float32"),
+        ("sam2", {"dtype": "float16"}, "computes in float32 or bfloat16, not in float16"),
         ("sam2:huge", {}, "no such size"),
     ],
 )

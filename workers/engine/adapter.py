@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from workers.engine import products
 from workers.engine.attention import MemoryAttention, Savings
 from workers.engine.bank import Recall
 from workers.engine.model import HIDDEN_DIM, MEMORY_DIM, STRIDE, CheckpointInfo
+from workers.engine.positions import distance_code
 
 if TYPE_CHECKING:
     import torch
@@ -82,19 +84,35 @@ class Sam2Network:
         Where to compute.
     savings : Savings
         Which exact savings to use.
+    dtype : torch.dtype, optional
+        What the image encoder, the memory attention and the memory encoder compute in: float32,
+        or bfloat16. Masks, scores and pointers are made in float32 always.
     """
 
     def __init__(
-        self, modules: Any, info: CheckpointInfo, device: torch.device, savings: Savings
+        self,
+        modules: Any,
+        info: CheckpointInfo,
+        device: torch.device,
+        savings: Savings,
+        dtype: torch.dtype | None = None,
     ) -> None:
         import torch
 
         self.info = info
         self.device = device
+        self.dtype = dtype or torch.float32
         self.image_size: int = modules.image_size
         self.side = self.image_size // STRIDE
         self.savings = savings
         self._modules = modules.to(device)
+        if savings.products:
+            products.speed_up(modules)
+        modules.image_encoder.to(self.dtype)
+        modules.memory_encoder.to(self.dtype)
+        for module in modules.memory_attention.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.to(self.dtype)
         with torch.inference_mode():
             grid = torch.zeros(1, 1, self.side, self.side, device=device)
             picture_position = modules.image_encoder.neck.position_encoding(grid)
@@ -130,7 +148,8 @@ class Sam2Network:
             One per picture.
         """
         decoder = self._modules.sam_mask_decoder
-        levels = self._modules.image_encoder(pixels.to(self.device))["backbone_fpn"]
+        given = pixels.to(self.device, self.dtype)
+        levels = [level.float() for level in self._modules.image_encoder(given)["backbone_fpn"]]
         fine = decoder.conv_s0(levels[0]), decoder.conv_s1(levels[1])
         return [
             Features(levels[2][i : i + 1], [level[i : i + 1] for level in fine])
@@ -143,13 +162,13 @@ class Sam2Network:
 
     # -- memory ------------------------------------------------------------------------------
 
-    def condition(self, features: Features, recalls: Sequence[Recall]) -> torch.Tensor:
-        """Let each track see the picture through its memories.
+    def condition(self, features: Sequence[Features], recalls: Sequence[Recall]) -> torch.Tensor:
+        """Let each track see its picture through its memories.
 
         Parameters
         ----------
-        features : Features
-            The picture.
+        features : sequence of Features
+            The picture of each track.
         recalls : sequence of Recall
             One per track, all of one signature.
 
@@ -164,12 +183,20 @@ class Sam2Network:
         values = torch.stack([value for value, _ in tokens])
         keys = torch.stack([key for _, key in tokens])
         num_pointer_tokens = len(recalls[0].pointers) * _TOKENS_PER_POINTER
-        begun = features.begun
-        if begun is None:
-            begun = self._attention.begin(features.vision)
-        if self.savings.first_attention:
-            features.begun = begun
-        return self._attention(begun, values, keys, num_pointer_tokens)
+        return self._attention(self._begun(features), values, keys, num_pointer_tokens)
+
+    def _begun(self, features: Sequence[Features]) -> torch.Tensor:
+        """Return what the memory attention begins with, one row for each track or one for all."""
+        import torch
+
+        if not self.savings.first_attention:
+            return self._attention.begin(torch.cat([one.vision for one in features]))
+        new = list({id(one): one for one in features if one.begun is None}.values())
+        if new:
+            begun = self._attention.begin(torch.cat([one.vision for one in new]))
+            for one, row in zip(new, begun.split(1), strict=True):
+                one.begun = row
+        return _rows([one.begun for one in features if one.begun is not None])
 
     def _tokens(self, recall: Recall) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what a recall attends to, and the keys of that, both of shape (L, 64)."""
@@ -190,7 +217,7 @@ class Sam2Network:
             key = pointers
             if self.info.version != "2.0":
                 distances = [distance / recall.max_distance for _, distance in recall.pointers]
-                codes = self._modules.obj_ptr_tpos_proj(self._distance_code(distances))
+                codes = self._modules.obj_ptr_tpos_proj(distance_code(distances, self.device))
                 key = key + codes.repeat_interleave(_TOKENS_PER_POINTER, 0)
             if recall.pointer_factors is not None:
                 scales = torch.tensor(recall.pointer_factors, device=self.device)
@@ -199,16 +226,9 @@ class Sam2Network:
             keys.append(key)
         return torch.cat(values), torch.cat(keys)
 
-    def _distance_code(self, distances: Sequence[float]) -> torch.Tensor:
-        """Return the sine code of temporal distances, shape (n, 256)."""
-        import torch
-        from sam2.modeling.sam2_utils import get_1d_sine_pe
-
-        return get_1d_sine_pe(torch.tensor(distances, device=self.device), dim=HIDDEN_DIM)
-
     def memorise(
         self,
-        features: Features,
+        features: Sequence[Features],
         logits: torch.Tensor,
         object_logits: torch.Tensor,
         *,
@@ -219,8 +239,8 @@ class Sam2Network:
 
         Parameters
         ----------
-        features : Features
-            The picture.
+        features : sequence of Features
+            The picture of each of the B objects.
         logits : Tensor, shape (B, 4 * side, 4 * side)
             Masks.
         object_logits : Tensor, shape (B,)
@@ -243,10 +263,11 @@ class Sam2Network:
         probabilities = (masks > 0).float() if binary else torch.sigmoid(masks)
         # In this memory layout the convolutions round as they do for the originals; in the other
         # one many values would fall on the other side when they are rounded to bfloat16.
-        vision = features.vision.contiguous()
+        vision = _rows([one.vision for one in features]).contiguous()
+        masks = probabilities * _MASK_SCALE + _MASK_BIAS
         encoded = self._modules.memory_encoder(
-            vision, probabilities * _MASK_SCALE + _MASK_BIAS, skip_mask_sigmoid=True
-        )["vision_features"]
+            vision.to(self.dtype), masks.to(self.dtype), skip_mask_sigmoid=True
+        )["vision_features"].float()
         hidden_code = self._modules.no_obj_embed_spatial
         if hidden_code is not None:
             hidden = (object_logits <= 0).float()[:, None, None, None]
@@ -258,7 +279,7 @@ class Sam2Network:
     def decode(
         self,
         conditioned: torch.Tensor,
-        features: Features,
+        features: Sequence[Features],
         *,
         points: tuple[torch.Tensor, torch.Tensor] | None = None,
         mask: torch.Tensor | None = None,
@@ -270,8 +291,8 @@ class Sam2Network:
         ----------
         conditioned : Tensor, shape (B, 256, side, side)
             The picture as each track sees it; B may be 1 for all.
-        features : Features
-            The picture.
+        features : sequence of Features
+            The picture of each track, or one for all.
         points : tuple of Tensor, shapes (B, P, 2) and (B, P), optional
             Points in pixels of the model's picture, and labels: 1 foreground, 0 background, 2 and
             3 the corners of a box.
@@ -298,7 +319,9 @@ class Sam2Network:
             dense_prompt_embeddings=dense,
             multimask_output=multimask,
             repeat_image=False,
-            high_res_features=features.fine,
+            high_res_features=[
+                _rows(list(level)) for level in zip(*(one.fine for one in features), strict=True)
+            ],
         )
         if not self.info.has_memory:
             object_logits = object_logits.new_full(object_logits.shape, _ASSUMED_PRESENT)
@@ -336,7 +359,7 @@ class Sam2Network:
         if self.info.has_memory:
             heads = self.decode(
                 features.vision.expand(len(masks), -1, -1, -1),
-                features,
+                [features],
                 mask=self._modules.mask_downsample(masks),
                 multimask=False,
             )
@@ -385,3 +408,11 @@ class Sam2Network:
             )
         sparse, dense = self._modules.sam_prompt_encoder(points=points, boxes=None, masks=mask)
         return sparse, dense
+
+
+def _rows(of_each: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return tensors of one row each as the rows of one; a single row where all are the same."""
+    import torch
+
+    first = of_each[0]
+    return first if all(one is first for one in of_each) else torch.cat(list(of_each))

@@ -6,6 +6,8 @@ Two identities are used, neither of them an approximation:
   softmax sum to one, ``softmax(S) (M V + b) = (softmax(S) M) V + b``: attend over the 64 channels
   and project the result.
 * *The first self-attention is shared.* Before any memory is read, all objects see the same picture.
+
+In bfloat16 the projections and the attention are rounded to it; the sums between them are not.
 """
 
 from __future__ import annotations
@@ -14,12 +16,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from workers.engine.model import HIDDEN_DIM
+from workers.engine.positions import axial_rotation
+from workers.engine.products import attend, linear
 
 if TYPE_CHECKING:
     import torch
-
-_TILE_ELEMENTS = 1 << 21
-"""Scores computed at a time, so that a tile of them stays in the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,22 @@ class Savings:
         Compute the decoder's input for "no prompt" once.
     pathways : bool
         Run pathways of SAM2Long that remember the same once.
+    attention : bool
+        Attend as `workers.engine.products` does.
+    products : bool
+        Multiply by layers' weights, and attend in the image encoder, as `workers.engine.products`
+        does. In float32 that rounds differently than the originals do, from the first layer on.
     """
 
     values: bool = True
     first_attention: bool = True
     no_prompt: bool = True
     pathways: bool = True
+    attention: bool = True
+    products: bool = False
+
+
+NO_SAVINGS = Savings(False, False, False, False, False, False)
 
 
 class MemoryAttention:
@@ -50,7 +61,7 @@ class MemoryAttention:
     Parameters
     ----------
     module : sam2.modeling.memory_attention.MemoryAttention
-        The weights.
+        The weights; its linear layers may be in bfloat16.
     side : int
         Cells of the features in each direction.
     position : Tensor, shape (1, side * side, 256)
@@ -60,22 +71,20 @@ class MemoryAttention:
     """
 
     def __init__(self, module: Any, side: int, position: torch.Tensor, savings: Savings) -> None:
-        from sam2.modeling.position_encoding import compute_axial_cis
-
         self._layers = list(module.layers)
         self._norm = module.norm
         self._num_cells = side * side
         self._position = 0.1 * position
         self.savings = savings
-        self._rotation = compute_axial_cis(HIDDEN_DIM, side, side).to(position.device)
+        self._rotation = axial_rotation(side).to(position.device)
 
     def begin(self, vision: torch.Tensor) -> torch.Tensor:
-        """Return what the first layer sees before it looks at memories, shape (1, h * w, 256).
+        """Return what the first layer sees before it looks at memories, shape (N, h * w, 256).
 
         Parameters
         ----------
-        vision : Tensor, shape (1, 256, h, w)
-            Features of the picture.
+        vision : Tensor, shape (N, 256, h, w)
+            Features of pictures.
         """
         x = vision.flatten(2).transpose(1, 2) + self._position
         first = self._layers[0]
@@ -92,8 +101,8 @@ class MemoryAttention:
 
         Parameters
         ----------
-        begun : Tensor, shape (1, h * w, 256)
-            What `begin` returned for the picture.
+        begun : Tensor, shape (B or 1, h * w, 256)
+            What `begin` returned for the picture of each object, or for that of all.
         values : Tensor, shape (B, L, 64)
             Memories: spatial ones, whole frames after each other, then pointers.
         keys : Tensor, shape (B, L, 64)
@@ -103,7 +112,7 @@ class MemoryAttention:
 
         Returns
         -------
-        Tensor, shape (B, 256, h, w)
+        Tensor of float32, shape (B, 256, h, w)
             Conditioned features.
         """
         num = len(values)
@@ -112,19 +121,18 @@ class MemoryAttention:
             if i:
                 x = x + self._among_itself(layer.self_attn, layer.norm1(x))
             x = x + self._to_memory(i, layer.norm2(x), values, keys, num_pointer_tokens)
-            x = x + layer.linear2(layer.linear1(layer.norm3(x)).relu_())
+            hidden = self._linear(layer.linear1, layer.norm3(x)).relu_()
+            x = x + self._linear(layer.linear2, hidden)
         side = round(self._num_cells**0.5)
         return self._norm(x).transpose(1, 2).reshape(num, HIDDEN_DIM, side, side)
 
     def _among_itself(self, attention: Any, x: torch.Tensor) -> torch.Tensor:
-        import torch.nn.functional as F  # noqa: N812 (its usual name)
-
-        queries = self._rotated(attention.q_proj(x))
-        keys = self._rotated(attention.k_proj(x))
-        seen = F.scaled_dot_product_attention(
-            queries[:, None], keys[:, None], attention.v_proj(x)[:, None]
+        seen = self._attend(
+            self._rotated(self._linear(attention.q_proj, x)),
+            self._rotated(self._linear(attention.k_proj, x)),
+            self._linear(attention.v_proj, x),
         )
-        return attention.out_proj(seen[:, 0])
+        return self._linear(attention.out_proj, seen)
 
     def _to_memory(
         self,
@@ -134,68 +142,38 @@ class MemoryAttention:
         keys: torch.Tensor,
         num_pointer_tokens: int,
     ) -> torch.Tensor:
-        import torch.nn.functional as F  # noqa: N812
-
         attention = self._layers[index].cross_attn_image
-        queries = self._rotated(attention.q_proj(x))
-        keys = attention.k_proj(keys)
+        queries = self._rotated(self._linear(attention.q_proj, x))
+        keys = self._linear(attention.k_proj, keys)
         num_spatial = keys.shape[1] - num_pointer_tokens
         keys[:, :num_spatial] = self._rotated(keys[:, :num_spatial])
         if not self.savings.values:
-            seen = F.scaled_dot_product_attention(
-                queries[:, None], keys[:, None], attention.v_proj(values)[:, None]
-            )
-            return attention.out_proj(seen[:, 0])
+            seen = self._attend(queries, keys, self._linear(attention.v_proj, values))
+            return self._linear(attention.out_proj, seen)
         # The two projections could be one matrix, but its rounding costs accuracy: ten times the
         # difference to the originals after a few frames.
-        return attention.out_proj(attention.v_proj(attend(queries, keys, values)))
+        seen = attend(queries, keys, values.to(keys.dtype))
+        return self._linear(attention.out_proj, self._linear(attention.v_proj, seen))
+
+    def _linear(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(layer.weight.dtype)
+        return linear(x, layer.weight, layer.bias) if self.savings.products else layer(x)
+
+    def _attend(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        import torch.nn.functional as F  # noqa: N812 (its usual name)
+
+        if self.savings.attention:
+            return attend(queries, keys, values)
+        return F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None])[
+            :, 0
+        ]
 
     def _rotated(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the rotary position code to whole frames of tokens, shape (B, n * cells, 256)."""
         import torch
 
-        paired = x.unflatten(1, (-1, self._num_cells)).unflatten(-1, (-1, 2)).contiguous()
+        paired = x.float().unflatten(1, (-1, self._num_cells)).unflatten(-1, (-1, 2)).contiguous()
         turned = torch.view_as_complex(paired) * self._rotation
-        return torch.view_as_real(turned).flatten(-2).flatten(1, 2)
-
-
-def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Return softmax attention with values of fewer channels than the keys.
-
-    Parameters
-    ----------
-    queries : Tensor, shape (B, N, C)
-        Not yet scaled.
-    keys : Tensor, shape (B, L, C)
-        Keys.
-    values : Tensor, shape (B, L, V)
-        Values.
-
-    Returns
-    -------
-    Tensor, shape (B, N, V)
-        Attended values.
-
-    Notes
-    -----
-    The library's own attention falls back to a slow path for V != C on the CPU. Here a tile of
-    queries sees all keys at once; what is kept at any time is the tile's scores.
-    """
-    import torch
-    import torch.nn.functional as F  # noqa: N812
-
-    if queries.is_cuda:
-        return F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None])[
-            :, 0
-        ]
-    batch, num, channels = queries.shape
-    scale = channels**-0.5
-    tile = max(16, _TILE_ELEMENTS // keys.shape[1])
-    seen = queries.new_empty(batch, num, values.shape[-1])
-    for b in range(batch):
-        transposed = keys[b].T
-        for start in range(0, num, tile):
-            scores = (queries[b, start : start + tile] * scale) @ transposed
-            torch.softmax(scores, dim=-1, out=scores)
-            torch.mm(scores, values[b], out=seen[b, start : start + tile])
-    return seen
+        return torch.view_as_real(turned).flatten(-2).flatten(1, 2).to(x.dtype)

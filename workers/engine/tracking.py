@@ -1,14 +1,14 @@
-"""One frame for any number of objects: what every policy goes through in the same way.
+"""A frame each of any number of videos, for any number of objects: the same for every policy.
 
-The picture is encoded once. Objects prompted on this frame are decoded from their prompts, the
+Each picture is encoded once. Objects prompted on their frame are decoded from their prompts, the
 others from what they remember; all that can be computed together is. Results do not depend on
-which other objects there are, up to the rounding of batched arithmetic.
+which other objects and videos there are, up to the rounding of batched arithmetic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from workers.engine.adapter import ABSENT_LOGIT, Features, HeadOutput, Sam2Network
 from workers.engine.bank import Candidates, Entry, Recall, Sighting
-from workers.engine.policies.base import Choice, Decided, Track
+from workers.engine.policies.base import Decided, Track
 
 if TYPE_CHECKING:
     import torch
 
 GPU_BATCH = 8
-"""Tracks computed at once on a GPU; more would need memory without being faster."""
+"""Tracks computed at once on a GPU, and pictures encoded at once; more would need memory without
+being faster."""
 
 
 @dataclass(slots=True)
@@ -48,13 +49,51 @@ class FramePrompt:
 
 
 @dataclass(slots=True)
+class FrameWork:
+    """A frame of one video, to be tracked.
+
+    Attributes
+    ----------
+    picture : Features, or Tensor of float32, shape (1, 3, image_size, image_size)
+        What was encoded ahead, or a normalised picture that is still to be encoded.
+    step : int
+        Steps of the session before this one.
+    tracks : Mapping of int to Track
+        Every live object.
+    prompts : Mapping of int to FramePrompt
+        Those prompted on this frame.
+    size : tuple of int
+        Height and width of the frame.
+    """
+
+    picture: Features | torch.Tensor
+    step: int
+    tracks: Mapping[int, Track]
+    prompts: Mapping[int, FramePrompt]
+    size: tuple[int, int]
+
+
+@dataclass(slots=True, eq=False)
+class _Live:
+    """One object on one frame, and what becomes of it."""
+
+    frame: FrameWork
+    features: Features
+    track: Track
+    prompt: FramePrompt | None
+    recalls: list[Recall] = field(default_factory=list)
+    offers: list[Candidates] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    sightings: list[Sighting] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class _Taken:
     """A candidate that a track keeps, on its way to an entry and a sighting."""
 
-    object_id: int
+    live: _Live
     offer: Candidates
     candidate: int
-    prompt: FramePrompt | None
 
 
 class Engine:
@@ -74,93 +113,114 @@ class Engine:
         self, network: Sam2Network, *, fill_hole_area: int = 0, keep_prompted_masks: bool = True
     ) -> None:
         self.network = network
-        # A CPU is busy with one object at a time, and alone each is computed bit by bit as in a
-        # session of its own.
+        # A CPU is busy with one picture or object at a time, and alone each is computed bit by
+        # bit as in a session of its own.
         self.max_batch = 1 if network.device.type == "cpu" else GPU_BATCH
-        """Tracks computed at once."""
+        """Tracks, or pictures, computed at once."""
         self._fill_hole_area = fill_hole_area
         self._keep_prompted_masks = keep_prompted_masks
 
-    def step(
-        self,
-        pixels: torch.Tensor,
-        step: int,
-        tracks: Mapping[int, Track],
-        prompts: Mapping[int, FramePrompt],
-        size: tuple[int, int],
-    ) -> dict[int, Decided]:
-        """Track one frame.
+    def encode(self, pixels: Sequence[torch.Tensor]) -> list[Features]:
+        """Encode pictures, of any videos.
 
         Parameters
         ----------
-        pixels : Tensor of float32, shape (1, 3, image_size, image_size)
-            The picture.
-        step : int
-            Steps of the session before this one.
-        tracks : Mapping of int to Track
-            Every live object.
-        prompts : Mapping of int to FramePrompt
-            Those prompted on this frame.
-        size : tuple of int
-            Height and width of the frame.
+        pixels : sequence of Tensor of float32, shape (1, 3, image_size, image_size)
+            Normalised pictures.
 
         Returns
         -------
-        dict of int to Decided
-            For each object the frames that became final, this one or older ones.
+        list of Features
+            One per picture.
         """
         import torch
 
+        encoded: list[Features] = []
         with torch.inference_mode():
-            (features,) = self.network.encode_images(pixels)
-            prompted = [
-                _Taken(object_id, offer, tracks[object_id].choose_prompted(offer), prompt)
-                for object_id, prompt in prompts.items()
-                for offer in [self._offer_prompted(tracks[object_id], features, prompt, size)]
+            for start in range(0, len(pixels), self.max_batch):
+                part = torch.cat(list(pixels[start : start + self.max_batch]))
+                encoded += self.network.encode_images(part)
+        return encoded
+
+    def step(self, frames: Sequence[FrameWork]) -> list[dict[int, Decided]]:
+        """Track a frame of each of several videos.
+
+        Parameters
+        ----------
+        frames : sequence of FrameWork
+            Of different videos.
+
+        Returns
+        -------
+        list of dict of int to Decided
+            For each video and object the frames that became final, this one or older ones.
+        """
+        import torch
+
+        lives = [
+            [_Live(frame, seen, track, frame.prompts.get(i)) for i, track in frame.tracks.items()]
+            for frame, seen in zip(frames, self._features(frames), strict=True)
+        ]
+        with torch.inference_mode():
+            prompted: list[_Taken] = []
+            tracked: list[_Live] = []
+            for live in (live for of_frame in lives for live in of_frame):
+                if live.prompt is None:
+                    tracked.append(live)
+                    continue
+                offer = self._offer_prompted(live, live.prompt)
+                prompted.append(_Taken(live, offer, live.track.choose_prompted(offer)))
+            self._offer_tracked(tracked)
+            kept = [
+                _Taken(live, live.offers[choice.recall], choice.candidate)
+                for live in tracked
+                for choice in live.track.choose(live.frame.step, live.offers)
             ]
-            tracked: list[_Taken] = []
-            for object_id, (offers, choices) in self._choices(
-                step, {i: t for i, t in tracks.items() if i not in prompts}, features
-            ).items():
-                tracked += [_Taken(object_id, offers[c.recall], c.candidate, None) for c in choices]
-            entries: dict[int, list[Entry]] = {object_id: [] for object_id in tracks}
-            sightings: dict[int, list[Sighting]] = {object_id: [] for object_id in tracks}
-            for taken in (prompted, tracked):
+            for taken in (prompted, kept):
                 for start in range(0, len(taken), self.max_batch):
-                    part = taken[start : start + self.max_batch]
-                    self._finish(step, part, tracks, features, size, entries, sightings)
-            decided: dict[int, Decided] = {}
-            for one in prompted:
-                i = one.object_id
-                box = None if one.prompt is None else one.prompt.box_xyxy
-                decided[i] = tracks[i].keep_prompted(entries[i][0], sightings[i][0], one.offer, box)
-            for object_id, track in tracks.items():
-                if object_id not in decided:
-                    decided[object_id] = track.keep(step, entries[object_id], sightings[object_id])
-            return decided
+                    self._finish(taken[start : start + self.max_batch])
+        offers = {id(taken.live): taken.offer for taken in prompted}
+        return [
+            {
+                object_id: self._keep(live, offers.get(id(live)))
+                for object_id, live in zip(frame.tracks, of_frame, strict=True)
+            }
+            for frame, of_frame in zip(frames, lives, strict=True)
+        ]
+
+    def _features(self, frames: Sequence[FrameWork]) -> list[Features]:
+        """Return the encoded picture of every frame; those that lack it are encoded together."""
+        new = iter(self.encode([f.picture for f in frames if not isinstance(f.picture, Features)]))
+        return [f.picture if isinstance(f.picture, Features) else next(new) for f in frames]
+
+    def _keep(self, live: _Live, offer: Candidates | None) -> Decided:
+        """Let a track remember its frame; `offer` is what a prompted one chose from."""
+        if live.prompt is None or offer is None:
+            return live.track.keep(live.frame.step, live.entries, live.sightings)
+        (entry,), (sighting,) = live.entries, live.sightings
+        return live.track.keep_prompted(entry, sighting, offer, live.prompt.box_xyxy)
 
     # -- what the network offers -------------------------------------------------------------
 
-    def _offer_prompted(
-        self, track: Track, features: Features, prompt: FramePrompt, size: tuple[int, int]
-    ) -> Candidates:
+    def _offer_prompted(self, live: _Live, prompt: FramePrompt) -> Candidates:
         """Return the candidates of a prompted object."""
         import torch
 
-        network = self.network
+        network, features = self.network, live.features
         if prompt.mask is not None:
-            return self._offer(track, network.decode_mask(self._shrunk(prompt.mask), features), 0)
+            heads = network.decode_mask(self._shrunk(prompt.mask), features)
+            return self._offers([live.track], heads)[0]
         points = (
             torch.from_numpy(prompt.points_xy)[None].to(network.device),
             torch.from_numpy(prompt.labels)[None].to(network.device),
         )
         heads = network.decode(
             network.without_memory(features),
-            features,
+            [features],
             points=points,
             multimask=len(prompt.labels) == 1,
         )
-        return self._offer(track, heads, 0)
+        return self._offers([live.track], heads)[0]
 
     def _shrunk(self, mask: NDArray[np.uint8]) -> torch.Tensor:
         """Return a mask of the frame in the model's picture, shape (1, 1, side, side)."""
@@ -176,96 +236,94 @@ class Engine:
         )
         return (resized >= 0.5).float()
 
-    def _choices(
-        self, step: int, tracks: Mapping[int, Track], features: Features
-    ) -> dict[int, tuple[list[Candidates], list[Choice]]]:
-        """Return what each tracked object is offered, and what it takes."""
-        recalls = {object_id: track.recalls(step) for object_id, track in tracks.items()}
-        groups: dict[tuple[int, int], list[tuple[int, int, Recall]]] = {}
-        for object_id, of_object in recalls.items():
-            for place, recall in enumerate(of_object):
-                groups.setdefault(recall.signature, []).append((object_id, place, recall))
+    def _offer_tracked(self, tracked: Sequence[_Live]) -> None:
+        """Compute what each tracked object is offered, for each of its recalls."""
+        groups: dict[tuple[int, int], list[tuple[_Live, int]]] = {}
         offers: dict[tuple[int, int], Candidates] = {}
+        for live in tracked:
+            live.recalls = live.track.recalls(live.frame.step)
+            for place, recall in enumerate(live.recalls):
+                groups.setdefault(recall.signature, []).append((live, place))
         for group in groups.values():
             for start in range(0, len(group), self.max_batch):
                 part = group[start : start + self.max_batch]
-                conditioned = self.network.condition(features, [recall for *_, recall in part])
-                heads = self.network.decode(conditioned, features)
-                for row, (object_id, place, _) in enumerate(part):
-                    offers[object_id, place] = self._offer(tracks[object_id], heads, row)
-        result = {}
-        for object_id, track in tracks.items():
-            offered = [offers[object_id, i] for i in range(len(recalls[object_id]))]
-            result[object_id] = (offered, track.choose(step, offered))
-        return result
+                features = [live.features for live, _ in part]
+                recalls = [live.recalls[place] for live, place in part]
+                heads = self.network.decode(self.network.condition(features, recalls), features)
+                made = self._offers([live.track for live, _ in part], heads)
+                for (live, place), offer in zip(part, made, strict=True):
+                    offers[id(live), place] = offer
+        for live in tracked:
+            live.offers = [offers[id(live), place] for place in range(len(live.recalls))]
 
-    def _offer(self, track: Track, heads: HeadOutput, row: int) -> Candidates:
-        """Return one row of the decoder's output as candidates; an absent object has no mask."""
-        object_logit = float(heads.object_logits[row])
-        logits = heads.logits[row]
-        if not object_logit > track.min_object_logit:
-            logits = logits.new_full(logits.shape, ABSENT_LOGIT)
-        return Candidates(
-            logits=logits,
-            ious=heads.ious[row].cpu().numpy(),
-            object_logit=object_logit,
-            tokens=heads.tokens[row],
-            pointer_logit=float(heads.pointer_logits[row]),
-            boxes=self._boxes_of(logits),
-        )
+    def _offers(self, tracks: Sequence[Track], heads: HeadOutput) -> list[Candidates]:
+        """Return the rows of the decoder's output as candidates; an absent object has no mask."""
+        import torch
+
+        # All numbers of a batch come from the device together.
+        scores = torch.stack([heads.object_logits, heads.pointer_logits], 1)
+        numbers = torch.cat([scores, heads.ious], 1).cpu().numpy()
+        offers = []
+        for row, track in enumerate(tracks):
+            object_logit, pointer_logit = (float(score) for score in numbers[row, :2])
+            logits = heads.logits[row]
+            if not object_logit > track.min_object_logit:
+                logits = logits.new_full(logits.shape, ABSENT_LOGIT)
+            offers.append(
+                Candidates(
+                    logits=logits,
+                    ious=numbers[row, 2:],
+                    object_logit=object_logit,
+                    tokens=heads.tokens[row],
+                    pointer_logit=pointer_logit,
+                    boxes=self._boxes_of(logits),
+                )
+            )
+        return offers
 
     def _boxes_of(self, logits: torch.Tensor) -> Callable[[], NDArray[np.float64]]:
         return lambda: mask_boxes(self.network.enlarge(logits[None])[0] > 0)
 
     # -- what becomes of a choice ------------------------------------------------------------
 
-    def _finish(
-        self,
-        step: int,
-        taken: list[_Taken],
-        tracks: Mapping[int, Track],
-        features: Features,
-        size: tuple[int, int],
-        entries: dict[int, list[Entry]],
-        sightings: dict[int, list[Sighting]],
-    ) -> None:
-        """Make entries and sightings of a batch of choices."""
+    def _finish(self, taken: Sequence[_Taken]) -> None:
+        """Make entries and sightings of a batch of choices, all prompted or none."""
         import torch
 
         network = self.network
-        is_prompted = taken[0].prompt is not None
+        is_prompted = taken[0].live.prompt is not None
         logits = torch.stack([one.offer.logits[one.candidate] for one in taken])
         shown = self._filled(logits)
-        object_logits = torch.tensor(
-            [one.offer.object_logit for one in taken], device=network.device
-        )
         tokens = torch.stack([one.offer.token(one.candidate) for one in taken])
         memories: list[torch.Tensor | None] = [None] * len(taken)
         if network.info.has_memory:
-            present = torch.tensor(
-                [one.offer.pointer_logit > tracks[one.object_id].min_object_logit for one in taken],
-                device=network.device,
-            )
-            tokens = network.point(tokens, present)
+            flags = [
+                (one.offer.object_logit, one.offer.pointer_logit > one.live.track.min_object_logit)
+                for one in taken
+            ]
+            object_logits, present = torch.tensor(flags, device=network.device).T
+            tokens = network.point(tokens, present > 0)
             # Only prompted frames remember the mask with its holes filled. Each memory is a copy
             # of its own, or the whole batch would live as long as one of them.
             encoded = network.memorise(
-                features,
+                [one.live.features for one in taken],
                 shown if is_prompted else logits,
                 object_logits,
                 binary=is_prompted,
-                num_enlarged=1 if is_prompted else tracks[taken[0].object_id].num_enlarged,
+                num_enlarged=1 if is_prompted else taken[0].live.track.num_enlarged,
             )
             memories = [memory.clone() for memory in encoded]
+        masks = self._at_size(shown, [one.live.frame.size for one in taken])
         for i, one in enumerate(taken):
-            iou = float(one.offer.ious[one.candidate])
-            entry = Entry(step, iou, one.offer.object_logit, tokens[i].clone(), memories[i])
-            mask = self._at_size(shown[i], size)
-            if self._keep_prompted_masks and one.prompt is not None and one.prompt.mask is not None:
-                mask = one.prompt.mask
-            sighting = Sighting(min(1.0, max(0.0, iou)), mask if mask.any() else None)
-            entries[one.object_id].append(entry)
-            sightings[one.object_id].append(sighting)
+            live, iou = one.live, float(one.offer.ious[one.candidate])
+            entry = Entry(
+                live.frame.step, iou, one.offer.object_logit, tokens[i].clone(), memories[i]
+            )
+            mask, prompt = masks[i], live.prompt
+            if self._keep_prompted_masks and prompt is not None and prompt.mask is not None:
+                mask = prompt.mask
+            live.entries.append(entry)
+            live.sightings.append(Sighting(min(1.0, max(0.0, iou)), mask if mask.any() else None))
 
     def _filled(self, logits: torch.Tensor) -> torch.Tensor:
         """Return logits with small holes of their masks filled."""
@@ -283,12 +341,17 @@ class Engine:
             filled[i][torch.from_numpy(small[labels]).to(filled.device)] = 0.1
         return filled
 
-    def _at_size(self, logits: torch.Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Return the mask of low-resolution logits at the size of the frame."""
+    def _at_size(
+        self, logits: torch.Tensor, sizes: Sequence[tuple[int, int]]
+    ) -> list[NDArray[np.uint8]]:
+        """Return the masks of low-resolution logits, each at the size of its frame."""
         import torch.nn.functional as F  # noqa: N812
 
-        large = F.interpolate(logits[None, None], size=size, mode="bilinear")[0, 0]
-        return np.asarray((large > 0).cpu().numpy()).view(np.uint8)
+        masks = [
+            F.interpolate(one[None, None], size=size, mode="bilinear")[0, 0] > 0
+            for one, size in zip(logits, sizes, strict=True)
+        ]
+        return [np.asarray(mask.cpu().numpy()).view(np.uint8) for mask in masks]
 
 
 def mask_boxes(masks: Any) -> NDArray[np.float64]:

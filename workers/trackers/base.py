@@ -357,13 +357,15 @@ class TrackingSession(abc.ABC):
         label, prompts = self.begin_step(frame, frame_idx)
         return self.run_step(frame, label, prompts)
 
-    def begin_step(
-        self, frame: UInt8Array, frame_idx: int | None
-    ) -> tuple[int, list[SessionPrompt]]:
-        """Validate a step and take its prompts; the first half of `step`.
+    def check_step(self, frame: UInt8Array, frame_idx: int | None) -> tuple[int, int]:
+        """Raise what `step` would raise for a wrong call; change nothing.
 
-        A family that batches sessions in `TrackingModelLoader.step_many` calls this for each
-        session, does its arithmetic once, and then finishes each session itself.
+        Returns
+        -------
+        label : int
+            The frame's label.
+        direction : int
+            1 or -1 as labels increase or decrease, 0 before the second frame.
         """
         self._check_open()
         if self._finished:
@@ -385,7 +387,16 @@ class TrackingSession(abc.ABC):
             raise ValueError(
                 f"frame {label} passes over frame {missed[0]}, for which a prompt is registered"
             )
-        self._direction = direction
+        return label, direction
+
+    def begin_step(
+        self, frame: UInt8Array, frame_idx: int | None
+    ) -> tuple[int, list[SessionPrompt]]:
+        """Validate a step and take its prompts; the first half of `step`.
+
+        `TrackingModelLoader.step_many` calls this for each session.
+        """
+        label, self._direction = self.check_step(frame, frame_idx)
         self._last_idx = label
         self.num_steps += 1
         prompts = self._pending.pop(label, [])
@@ -398,11 +409,25 @@ class TrackingSession(abc.ABC):
         self, frame: UInt8Array, label: int, prompts: Sequence[SessionPrompt]
     ) -> list[TrackingFrame]:
         """Run the second half of `step`, with what `begin_step` returned."""
-        if not self.object_ids and self._is_idle():
-            empty = TrackingFrame(label, [], {}, 0.0)
-            self._latest = empty
-            return [empty]
-        return self._advance(frame, label, prompts)
+        empty = self.empty_step(label)
+        return self._advance(frame, label, prompts) if empty is None else empty
+
+    def empty_step(self, label: int) -> list[TrackingFrame] | None:
+        """Return the empty frame of a step with nothing to track, None where there is something."""
+        if self.object_ids or not self._is_idle():
+            return None
+        self._latest = TrackingFrame(label, [], {}, 0.0)
+        return [self._latest]
+
+    def look_ahead(self, frames: Sequence[UInt8Array]) -> None:  # noqa: B027 (most have no use)
+        """Say which frames will be stepped next, in this order; results do not depend on it.
+
+        Parameters
+        ----------
+        frames : sequence of ndarray of uint8, shape (H, W, 3)
+            The very arrays that `step` will be given, unchanged. A tracker may compute what
+            depends on nothing else in one batch, at most for `TrackingModelLoader.num_ahead`.
+        """
 
     def finish(self) -> list[TrackingFrame]:
         """End the video and return the frames that were still undecided.
@@ -741,8 +766,16 @@ class TrackingModelLoader(abc.ABC):
         session.restore_state(data)
         return session
 
+    @property
+    def num_ahead(self) -> int:
+        """Frames that are worth naming to `TrackingSession.look_ahead`; 0 where it has no use."""
+        return 0
+
     def step_many(
-        self, steps: Sequence[tuple[TrackingSession, UInt8Array]]
+        self,
+        steps: Sequence[tuple[TrackingSession, UInt8Array]],
+        *,
+        frame_idxs: Sequence[int | None] | None = None,
     ) -> list[list[TrackingFrame]]:
         """Step many sessions of this model together.
 
@@ -750,13 +783,48 @@ class TrackingModelLoader(abc.ABC):
         ----------
         steps : sequence of (TrackingSession, ndarray of uint8, shape (H, W, 3))
             Each session at most once.
+        frame_idxs : sequence of int or None, optional
+            A label for each frame, as for `TrackingSession.step`.
 
         Returns
         -------
         list of list of TrackingFrame
             For each pair what `TrackingSession.step` would have returned.
+
+        Raises
+        ------
+        ValueError
+            A session occurs twice, or what `TrackingSession.step` raises for one of them; all
+            sessions are then as they were.
+        RuntimeError
+            As `TrackingSession.step`.
         """
-        return [session.step(frame) for session, frame in steps]
+        labels = [None] * len(steps) if frame_idxs is None else list(frame_idxs)
+        if len(labels) != len(steps):
+            raise ValueError(f"{len(labels)} labels do not match {len(steps)} frames")
+        if len({id(session) for session, _ in steps}) != len(steps):
+            raise ValueError("a session occurs twice: step it once for each of its frames")
+        for (session, frame), label in zip(steps, labels, strict=True):
+            session.check_step(frame, label)
+        results: dict[int, list[TrackingFrame]] = {}
+        begun = []
+        for place, ((session, frame), given) in enumerate(zip(steps, labels, strict=True)):
+            label, prompts = session.begin_step(frame, given)
+            empty = session.empty_step(label)
+            if empty is None:
+                begun.append((place, (session, frame, label, prompts)))
+            else:
+                results[place] = empty
+        if begun:
+            stepped = self._step_many([step for _, step in begun])
+            results |= zip((place for place, _ in begun), stepped, strict=True)
+        return [results[place] for place in range(len(steps))]
+
+    def _step_many(
+        self, begun: Sequence[tuple[TrackingSession, UInt8Array, int, list[SessionPrompt]]]
+    ) -> list[list[TrackingFrame]]:
+        """Finish steps that were begun: session, frame, label and prompts of each."""
+        return [session.run_step(frame, label, prompts) for session, frame, label, prompts in begun]
 
     def track(
         self,

@@ -21,14 +21,20 @@ from numpy.typing import NDArray
 
 from workers import rle
 from workers.engine import archive
+from workers.engine.attention import Savings
 from workers.engine.bank import Clock, Sighting
 from workers.engine.lineage import Spool
-from workers.engine.model import IMAGE_SIZE_STEP, MODEL_IMAGE_SIZE, load_network
+from workers.engine.model import (
+    IMAGE_SIZE_STEP,
+    MODEL_IMAGE_SIZE,
+    CheckpointInfo,
+    load_network,
+)
 from workers.engine.pictures import Resize, to_pixels
 from workers.engine.policies.base import Decided, Track
 from workers.engine.policies.frames import FrameTrack
 from workers.engine.policies.sam2 import Sam2Track
-from workers.engine.tracking import Engine, FramePrompt
+from workers.engine.tracking import Engine, FramePrompt, FrameWork
 from workers.trackers.base import (
     SessionPrompt,
     TrackingConfig,
@@ -45,14 +51,19 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from workers.engine.adapter import Features
+
 SHARED_OPTIONS: Mapping[str, Any] = {
     "compat": "none",
+    "fast_float32": False,
     "fill_hole_area": 0,
     "max_cond_frames_in_attn": -1,
 }
 """Options of every tracker on a SAM 2 network.
 
 * ``compat``: ``original`` reproduces the faults of the published program, ``none`` does not.
+* ``fast_float32``: compute in float32 with the library that is faster on this CPU instead of the
+  one the originals use; the rounding differs, which trained weights hardly show.
 * ``fill_hole_area``: holes of a mask of up to so many pixels of the low-resolution mask are filled;
   0 for none, which is how the published package behaves without its compiled extension.
 * ``max_cond_frames_in_attn``: prompted frames that are attended to, the newest ones; -1 for all.
@@ -65,6 +76,7 @@ ALGORITHM = "sam2-engine-1"
 """Changes whenever results change; part of every snapshot's fingerprint."""
 
 _COMPAT = ("none", "original")
+_DTYPES = ("float32", "bfloat16")
 TrackFactory = Callable[[Clock, Spool], Track]
 
 
@@ -134,6 +146,7 @@ class EngineSession(TrackingSession):
         self._digest = fingerprint
         self._spool = Spool()
         self._undecided: deque[_OpenFrame] = deque()
+        self._ahead: list[tuple[UInt8Array, Features]] = []
         self.tracks: dict[int, Track] = {}
         """The policy's view of every live object."""
 
@@ -143,26 +156,65 @@ class EngineSession(TrackingSession):
         self, frame: UInt8Array, frame_idx: int, prompts: Sequence[SessionPrompt]
     ) -> list[TrackingFrame]:
         start = time.perf_counter()
-        step = self.num_steps - 1
+        work = self.prepare(frame, prompts)
+        decided = self._engine.step([work])[0] if work is not None else {}
+        return self.conclude(frame_idx, decided, time.perf_counter() - start)
+
+    def prepare(self, frame: UInt8Array, prompts: Sequence[SessionPrompt]) -> FrameWork | None:
+        """Begin a step.
+
+        Returns
+        -------
+        FrameWork or None
+            What the engine has to do; None where no object is live.
+        """
         for object_id in self.object_ids:
             if object_id not in self.tracks:
                 self.tracks[object_id] = self._make_track(self._clock, self._spool)
-        decided: dict[int, Decided] = {}
-        if self.tracks:
-            pixels = to_pixels(frame, self._engine.network.image_size, self._resize)
+        features = self._taken_from_ahead(frame)
+        if not self.tracks:
+            return None
+        return FrameWork(
+            self._pixels(frame) if features is None else features,
+            self.num_steps - 1,
             # In the order of ids, so that the order of prompts cannot matter.
-            decided = self._engine.step(
-                pixels,
-                step,
-                dict(sorted(self.tracks.items())),
-                self._frame_prompts(prompts),
-                (self.height, self.width),
-            )
-        elapsed_s = time.perf_counter() - start
+            dict(sorted(self.tracks.items())),
+            self._frame_prompts(prompts),
+            (self.height, self.width),
+        )
+
+    def conclude(
+        self, frame_idx: int, decided: Mapping[int, Decided], elapsed_s: float
+    ) -> list[TrackingFrame]:
+        """End a step with what the engine decided; return the frames that are final."""
+        step = self.num_steps - 1
         self._undecided.append(_OpenFrame(step, frame_idx, elapsed_s, dict.fromkeys(self.tracks)))
         seen: dict[int, Sighting | None] = {i: t.latest for i, t in self.tracks.items()}
         self._latest = self._shown(_OpenFrame(step, frame_idx, elapsed_s, seen))
         return self._settle(decided)
+
+    def look_ahead(self, frames: Sequence[UInt8Array]) -> None:
+        """Encode the next frames in one batch, as `TrackingSession.look_ahead`."""
+        self._check_open()
+        if any(frame is known for frame in frames[:1] for known, _ in self._ahead):
+            return  # A batch is worth it when all that was known is used up.
+        new = frames[: self._engine.max_batch]
+        for frame in new:
+            self._check_frame(frame)
+        features = self._engine.encode([self._pixels(frame) for frame in new])
+        self._ahead = list(zip(new, features, strict=True))
+
+    def _pixels(self, frame: UInt8Array) -> torch.Tensor:
+        return to_pixels(frame, self._engine.network.image_size, self._resize)
+
+    def _taken_from_ahead(self, frame: UInt8Array) -> Features | None:
+        """Return what is known of a frame, and forget it and whatever should have come before."""
+        for place, (known, features) in enumerate(self._ahead):
+            if known is frame:
+                del self._ahead[: place + 1]
+                return features
+        self._ahead.clear()
+        return None
 
     def _frame_prompts(self, prompts: Sequence[SessionPrompt]) -> dict[int, FramePrompt]:
         """Return what is prompted of each object, in pixels of the model's picture.
@@ -263,6 +315,7 @@ class EngineSession(TrackingSession):
     def close(self) -> None:
         """Free the session's memory; it cannot be used afterwards."""
         self._undecided.clear()
+        self._ahead.clear()
         super().close()
         self.tracks.clear()
         self._spool.close()
@@ -314,7 +367,8 @@ class EngineLoader(TrackingModelLoader):
     config : TrackingConfig
         ``checkpoint_path`` is the local file, an official ``.pt`` or the same tensors as
         ``.safetensors``; without it the official file name of the size in ``cache_dir``.
-        ``image_size`` is a multiple of 32; the official checkpoints know 1024.
+        ``image_size`` is a multiple of 32; the official checkpoints know 1024. ``dtype`` is
+        ``float32`` (on a CPU the default) or ``bfloat16`` (on a GPU).
 
     Raises
     ------
@@ -357,10 +411,19 @@ class EngineLoader(TrackingModelLoader):
                 f"the image size of tracker {self.family} must be a multiple of {IMAGE_SIZE_STEP} "
                 f"from {2 * IMAGE_SIZE_STEP} on, got {size}"
             )
-        if config.dtype not in (None, "float32"):
-            raise ValueError(f"tracker {self.family} computes in float32, not in {config.dtype}")
+        if config.dtype not in (None, *_DTYPES):
+            raise ValueError(
+                f"tracker {self.family} computes in {' or '.join(_DTYPES)}, not in {config.dtype}"
+            )
         self.fingerprint = ""
         """Digest of the weights and of every setting that changes masks; empty before `load`."""
+        # Rounding, too, is the original's where its faults are: these random differences grow.
+        self.savings = Savings(
+            values=not self.is_faithful,
+            attention=not self.is_faithful,
+            products=self.options["fast_float32"] or config.dtype == "bfloat16",
+        )
+        """Exact savings to use from `load` on; changed for a comparison only."""
         self._engine: Engine | None = None
 
     @property
@@ -395,29 +458,30 @@ class EngineLoader(TrackingModelLoader):
             The weights are missing, truncated, of another size or no SAM 2 checkpoint, or the
             package ``sam2`` or the device is not there.
         """
+        import torch
+
         from workers.engine.adapter import Sam2Network
-        from workers.engine.attention import Savings
         from workers.weights import file_sha256
 
         device = _device(self.config.device)
         path = self._checkpoint()
         image_size = self.config.image_size or MODEL_IMAGE_SIZE
+        dtype = self.config.dtype or ("bfloat16" if device.type == "cuda" else "float32")
         size = self.config.model_id.partition(":")[2] or None
-        modules, info = load_network(path, image_size, size=size)
+        modules, info = self._load_network(path, image_size, size)
         self._adapt_options(info.size)
         settings = {
             "algorithm": ALGORITHM,
             "tracker": self.family,
             "sha256": file_sha256(path),
             "image_size": image_size,
+            "dtype": dtype,
             "options": self.options,
         }
         text = json.dumps(settings, sort_keys=True)
         self.fingerprint = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-        # Rounding, too, is the original's where its faults are: these random differences grow.
-        savings = Savings(values=not self.is_faithful)
         self._engine = Engine(
-            Sam2Network(modules, info, device, savings),
+            Sam2Network(modules, info, device, self.savings, getattr(torch, dtype)),
             fill_hole_area=self.options["fill_hole_area"],
             keep_prompted_masks=not self.is_faithful,
         )
@@ -425,6 +489,29 @@ class EngineLoader(TrackingModelLoader):
     def unload(self) -> None:
         """Free the weights."""
         self._engine = None
+
+    @property
+    def num_ahead(self) -> int:
+        """Frames that are worth naming ahead: a GPU encodes several at once, a CPU does not."""
+        return self.engine.max_batch if self.engine.max_batch > 1 else 0
+
+    def _step_many(
+        self, begun: Sequence[tuple[TrackingSession, UInt8Array, int, list[SessionPrompt]]]
+    ) -> list[list[TrackingFrame]]:
+        start = time.perf_counter()
+        works: list[FrameWork | None] = []
+        for session, frame, _, prompts in begun:
+            assert isinstance(session, EngineSession)
+            works.append(session.prepare(frame, prompts))
+        decided = iter(self.engine.step([work for work in works if work is not None]))
+        elapsed_s = (time.perf_counter() - start) / len(begun)
+        results = []
+        for (session, _, label, _), work in zip(begun, works, strict=True):
+            assert isinstance(session, EngineSession)
+            results.append(
+                session.conclude(label, {} if work is None else next(decided), elapsed_s)
+            )
+        return results
 
     @property
     def is_faithful(self) -> bool:
@@ -452,6 +539,16 @@ class EngineLoader(TrackingModelLoader):
         return super().track(frames, initial_masks, object_ids)
 
     # -- what a family says ------------------------------------------------------------------
+
+    def _load_network(
+        self, path: str, image_size: int, size: str | None
+    ) -> tuple[Any, CheckpointInfo]:
+        """Return the network of a checkpoint; see `load_network`."""
+        return load_network(path, image_size, size=size)
+
+    def _checkpoint_name(self, size: str) -> str:
+        """Return the official file name of the weights of a size."""
+        return checkpoint_name(size)
 
     def _make_track(self, clock: Clock, spool: Spool) -> Track:
         """Return the track of a new object."""
@@ -492,7 +589,7 @@ class EngineLoader(TrackingModelLoader):
         config = self.config
         if config.checkpoint_path is not None:
             return config.checkpoint_path
-        name = checkpoint_name(config.model_id.partition(":")[2] or "tiny")
+        name = self._checkpoint_name(config.model_id.partition(":")[2] or "tiny")
         if config.cache_dir is not None:
             return str(Path(config.cache_dir) / name)
         raise RuntimeError(

@@ -383,32 +383,20 @@ class YOLO11SegLoader(TrackingModelLoader):
             max_detections=self.options["max_detections"],
         )
 
-    def step_many(
-        self, steps: Sequence[tuple[TrackingSession, UInt8Array]]
+    def _step_many(
+        self, begun: Sequence[tuple[TrackingSession, UInt8Array, int, list[SessionPrompt]]]
     ) -> list[list[TrackingFrame]]:
-        """Step many sessions of this model together: one batch per frame size.
+        """Finish steps that were begun with one batch per frame size.
 
-        Parameters
-        ----------
-        steps : sequence of (TrackingSession, ndarray of uint8, shape (H, W, 3))
-            Each session at most once.
-
-        Returns
-        -------
-        list of list of TrackingFrame
-            For each pair what `TrackingSession.step` would have returned, up to the rounding of
-            batched convolutions.
+        What comes out is what the sessions would have returned one by one, up to the rounding of
+        batched convolutions.
         """
         start = time.perf_counter()
-        begun = [(s, f, *s.begin_step(f, None)) for s, f in steps]
-        busy = [i for i, (session, *_) in enumerate(begun) if session.object_ids]
-        detections = dict(zip(busy, self.detect([begun[i][1] for i in busy]), strict=True))
-        results: list[list[TrackingFrame]] = []
-        for i, (session, frame, label, prompts) in enumerate(begun):
-            if i in detections and isinstance(session, YoloSession):
-                results.append(session.associate(label, prompts, detections[i], start))
-            else:
-                results.append(session.run_step(frame, label, prompts))
+        detections = self.detect([frame for _, frame, *_ in begun])
+        results = []
+        for (session, _, label, prompts), found in zip(begun, detections, strict=True):
+            assert isinstance(session, YoloSession)
+            results.append(session.associate(label, prompts, found, start))
         return results
 
     def _open(self, height: int, width: int, num_frames: int | None) -> TrackingSession:
