@@ -3,7 +3,7 @@
 OUT is a run over sequences in DAVIS layout, DIR their ground truth, REFERENCE a folder with the
 reference implementations, which are no dependency:
 
-    pip install --no-deps --target REFERENCE trackeval==1.3.0 vos-benchmark==0.1.0
+    pip install --no-deps --target REFERENCE trackeval==1.3.0 tabulate==0.10.0 vos-benchmark==0.1.0
     python tests/benchmarks/eval_speed.py OUT --gt DIR --reference REFERENCE
         [--processes 1 2] [--repeat 3] [--json FILE]
 
