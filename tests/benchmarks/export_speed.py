@@ -17,7 +17,6 @@ import io
 import json
 import multiprocessing
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -201,7 +200,9 @@ def measure(dataset: str, format: str, answer: Any) -> None:
         took_s, cpu_s = time.perf_counter() - begin, time.process_time() - begin_cpu
         files = [Path(folder, "dest"), *Path(folder, "dest").rglob("*")]
         size = sum(path.stat().st_size for path in files if path.is_file())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not ru_maxrss: it remembers the memory of the process that started this one.
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
     answer.put(
         {
             "masks": tally.num_masks,
