@@ -176,6 +176,11 @@ def identify_checkpoint(state: Mapping[str, torch.Tensor], name: str) -> Checkpo
     RuntimeError
         It is no checkpoint of SAM 2.
     """
+    if any(key.startswith("vision_encoder.backbone.") for key in state):
+        raise RuntimeError(
+            f"the checkpoint {name} is in the layout of transformers: choose --tracker sam2video, "
+            f"or give a sam2_hiera_*.pt or sam2.1_hiera_*.pt file"
+        )
     patch = state.get("image_encoder.trunk.patch_embed.proj.weight")
     blocks = {k.split(".")[3] for k in state if k.startswith("image_encoder.trunk.blocks.")}
     for size, trunk in SIZES.items():
@@ -329,16 +334,58 @@ def load_network(path: str | Path, image_size: int, *, size: str | None = None) 
     """
     state = read_checkpoint(path)
     info = identify_checkpoint(state, str(path))
+    check_size(info, size, path)
+    network = build_network(info, image_size)
+    fill_network(network, state, info, path, _TRACKING_PARTS)
+    return network, info
+
+
+def check_size(info: CheckpointInfo, size: str | None, path: str | Path) -> None:
+    """Refuse a checkpoint of another size than was asked for.
+
+    Raises
+    ------
+    RuntimeError
+        Its size is another.
+    """
     if size is not None and size != info.size:
         raise RuntimeError(
             f"the checkpoint {path} is of size {info.size}, but {size} was asked for: give a "
             f"{size} checkpoint, or choose :{info.size}"
         )
-    network = build_network(info, image_size)
+
+
+def fill_network(
+    network: Any,
+    state: Mapping[str, torch.Tensor],
+    info: CheckpointInfo,
+    path: str | Path,
+    tracking_parts: tuple[str, ...],
+) -> None:
+    """Give a network its weights.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Filled in place.
+    state : Mapping
+        Tensors by parameter name.
+    info : CheckpointInfo
+        What they are.
+    path : str or Path
+        For the message of an error.
+    tracking_parts : tuple of str
+        How names of parameters begin that a checkpoint without memory lacks.
+
+    Raises
+    ------
+    RuntimeError
+        A parameter is missing, unknown, or of another shape.
+    """
     wanted = {
         name: tensor.shape
         for name, tensor in network.state_dict().items()
-        if info.has_memory or not name.startswith(_TRACKING_PARTS)
+        if info.has_memory or not name.startswith(tracking_parts)
     }
     missing = sorted(set(wanted) - set(state))
     unknown = sorted(set(state) - set(wanted))
@@ -355,4 +402,3 @@ def load_network(path: str | Path, image_size: int, *, size: str | None = None) 
                 + f": it is not a complete SAM {info.version} {info.size} checkpoint"
             )
     network.load_state_dict(state, strict=False)
-    return network, info

@@ -20,6 +20,8 @@ from workers.engine.model import (
     SIZES,
     STRIDE,
     CheckpointInfo,
+    check_size,
+    fill_network,
     read_checkpoint,
 )
 from workers.errors import how_to_install
@@ -107,29 +109,12 @@ def load_transformers_network(
     _check_configuration(path.with_name("config.json"))
     state = read_checkpoint(path)
     info = identify_transformers_checkpoint(state, str(path))
-    if size is not None and size != info.size:
-        raise RuntimeError(
-            f"the checkpoint {path} is of size {info.size}, but {size} was asked for: give a "
-            f"{size} checkpoint, or choose :{info.size}"
-        )
-    model, report = _build(info, image_size, state)
-    missing = sorted(
-        name
-        for name in report["missing_keys"]
-        if info.has_memory or not name.startswith(_TRACKING_PARTS)
-    )
-    misfits = sorted(str(entry[0]) for entry in report["mismatched_keys"])
-    for names, fault in (
-        (missing, "lacks"),
-        (sorted(report["unexpected_keys"]), "has the unknown parameter"),
-        (misfits, "has another shape for"),
-    ):
-        if names:
-            raise RuntimeError(
-                f"the checkpoint {path} {fault} {names[0]}"
-                + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-                + f": it is not a complete SAM {info.version} {info.size} checkpoint"
-            )
+    check_size(info, size, path)
+    for name, other in (_SHARED, _SHARED[::-1]):
+        if other in state:
+            state.setdefault(name, state[other])
+    model = _build(info, image_size)
+    fill_network(model, state, info, path, _TRACKING_PARTS)
     return Sam2VideoModules(model), info
 
 
@@ -205,19 +190,15 @@ def _check_configuration(path: Path) -> None:
             )
 
 
-def _build(
-    info: CheckpointInfo, image_size: int, state: dict[str, torch.Tensor]
-) -> tuple[Any, dict[str, Any]]:
-    """Return transformers' model with these weights, and which of them did not fit."""
+def _build(info: CheckpointInfo, image_size: int) -> Any:
+    """Return transformers' model, in evaluation mode, its weights not yet filled in."""
     try:
-        import torch
         from transformers import (
             Sam2HieraDetConfig,
             Sam2VideoConfig,
             Sam2VideoModel,
             Sam2VisionConfig,
         )
-        from transformers.utils import logging
     except ImportError as error:
         raise RuntimeError(
             f"tracker sam2video needs the library transformers, version 5 or newer ({error}): "
@@ -249,28 +230,10 @@ def _build(
         enable_occlusion_spatial_embedding=is_new,
         enable_temporal_pos_encoding_for_object_pointers=is_new,
     )
-    state = dict(state)
-    for name, other in (_SHARED, _SHARED[::-1]):
-        if other in state:
-            state.setdefault(name, state[other])
-    # What does not fit is told by our own sentence.
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        model, report = Sam2VideoModel.from_pretrained(
-            None,
-            config=config,
-            state_dict=state,
-            dtype=torch.float32,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    finally:
-        logging.set_verbosity(verbosity)
+    model = Sam2VideoModel(config)
     model.eval()
     model.requires_grad_(False)
-    return model, report
+    return model
 
 
 class Sam2VideoModules:

@@ -32,6 +32,9 @@ class TrackerInfo:
         What may follow the name after a colon; empty for a tracker of one size.
     aliases : tuple of str
         Other names of the same.
+    hub_id : str
+        Where the weights are on the Hugging Face hub, ``ORG/NAME`` or ``ORG/NAME@REVISION``;
+        empty where they are not.
     """
 
     name: str
@@ -40,12 +43,23 @@ class TrackerInfo:
     licence: str
     sizes: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    hub_id: str = ""
 
 
 _YOLO_SIZES = ("n", "s", "m", "l", "x")
 _YOLO_NAME = re.compile(r"yolo(?P<family>v8|11|26)(?P<size>[nsmlx]?)seg")
 
 _SAM2_SIZES = ("tiny", "small", "base-plus", "large")
+_SAM2_HUB_ID = "facebook/sam2.1-hiera-tiny"
+
+_MODEL_IDS = {
+    "facebook/sam2.1-hiera-": ("sam2", "sam2.1_hiera_tiny.pt", _SAM2_HUB_ID),
+    "facebook/sam2-hiera-": ("sam2", "sam2_hiera_tiny.pt", "facebook/sam2-hiera-tiny"),
+    "gy920/sam2-1-hiera-": ("sam2-rt", "sam2.1_hiera_tiny.pt", _SAM2_HUB_ID),
+    "sam2video/": ("sam2video", "model.safetensors", _SAM2_HUB_ID),
+}
+"""How ids of models begin that are known elsewhere; a size follows. For each the tracker, its
+weights, and where they are on the hub (of Gy920's ids the weights are Meta's)."""
 
 _LOADERS: dict[str, tuple[str, str]] = {
     "flow": ("workers.trackers.flow", "FlowLoader"),
@@ -56,6 +70,7 @@ _LOADERS: dict[str, tuple[str, str]] = {
     "samurai": ("workers.trackers.samurai", "SAMURAILoader"),
     "sam2long": ("workers.trackers.sam2long", "SAM2LongLoader"),
     "sam2-rt": ("workers.trackers.sam2_rt", "SAM2RealtimeLoader"),
+    "sam2video": ("workers.trackers.sam2video", "SAM2VideoLoader"),
     "fake": ("workers.trackers.fake", "FakeLoader"),
 }
 
@@ -98,6 +113,7 @@ TRACKERS: tuple[TrackerInfo, ...] = (
         licence="Apache-2.0",
         sizes=_SAM2_SIZES,
         aliases=("sam2.1",),
+        hub_id=_SAM2_HUB_ID,
     ),
     TrackerInfo(
         name="samurai",
@@ -106,6 +122,7 @@ TRACKERS: tuple[TrackerInfo, ...] = (
         weights="sam2.1_hiera_tiny.pt",
         licence="Apache-2.0",
         sizes=_SAM2_SIZES,
+        hub_id=_SAM2_HUB_ID,
     ),
     TrackerInfo(
         name="sam2long",
@@ -115,6 +132,7 @@ TRACKERS: tuple[TrackerInfo, ...] = (
         licence="Apache-2.0",
         sizes=_SAM2_SIZES,
         aliases=("sam2-long",),
+        hub_id=_SAM2_HUB_ID,
     ),
     TrackerInfo(
         name="sam2-rt",
@@ -122,6 +140,16 @@ TRACKERS: tuple[TrackerInfo, ...] = (
         weights="sam2.1_hiera_tiny.pt",
         licence="Apache-2.0",
         sizes=_SAM2_SIZES,
+        hub_id=_SAM2_HUB_ID,
+    ),
+    TrackerInfo(
+        name="sam2video",
+        description="The same as sam2 on the modules of the library transformers, for weights in "
+        "its layout.",
+        weights="model.safetensors",
+        licence="Apache-2.0",
+        sizes=_SAM2_SIZES,
+        hub_id=_SAM2_HUB_ID,
     ),
     TrackerInfo(
         name="fake",
@@ -141,6 +169,8 @@ def tracker_info(name: str) -> TrackerInfo:
     ----------
     name : str
         Registered name or alias, with an optional ``:SIZE``; case, ``_`` and ``-`` do not matter.
+        Or the id of a model, such as ``facebook/sam2.1-hiera-tiny``, ``Gy920/sam2-1-hiera-tiny``
+        or ``sam2video/small``; with ``@REVISION``, that revision of the weights on the hub.
 
     Returns
     -------
@@ -161,7 +191,7 @@ def create_tracking_loader(name: str, config: TrackingConfig) -> TrackingModelLo
     Parameters
     ----------
     name : str
-        Registered name or alias, with an optional ``:SIZE``; case, ``_`` and ``-`` do not matter.
+        As for `tracker_info`.
     config : TrackingConfig
         How to load it. Its ``model_id`` is replaced by the canonical name.
 
@@ -181,8 +211,15 @@ def create_tracking_loader(name: str, config: TrackingConfig) -> TrackingModelLo
     return loader_class(replace(config, model_id=info.name))
 
 
+def is_model_id(name: str) -> bool:
+    """Return whether a tracker is named by the id of a model, which names its weights, too."""
+    return "/" in name
+
+
 def _resolve(name: str) -> tuple[TrackerInfo, str]:
     """Return what is known of a tracker, and the name it is registered under."""
+    if is_model_id(name):
+        return _resolve_model_id(name.strip())
     base, colon, size = name.strip().lower().partition(":")
     key = _plain(base)
     yolo = _YOLO_NAME.fullmatch(key)
@@ -203,12 +240,38 @@ def _resolve(name: str) -> tuple[TrackerInfo, str]:
                 return info, info.name
             size = size.replace("_", "-")
             _check_size(name, size, info)
-            weights = info.weights.replace("tiny", size.replace("-", "_"))
-            return replace(info, name=f"{info.name}:{size}", weights=weights), info.name
+            return _of_size(info, size), info.name
     known = [n for info in TRACKERS for n in (info.name, *info.aliases)]
     close = difflib.get_close_matches(base, known, n=1, cutoff=0.75)
     hint = f"did you mean {close[0]}? The" if close else "the"
     raise ValueError(f"there is no tracker {name!r}: {hint} trackers are {', '.join(known)}")
+
+
+def _resolve_model_id(name: str) -> tuple[TrackerInfo, str]:
+    """Return what is known of the tracker of a model's id, and the name it is registered under."""
+    model_id, at, revision = name.partition("@")
+    for start, (registered, weights, hub_id) in _MODEL_IDS.items():
+        if not model_id.lower().startswith(start):
+            continue
+        size = model_id[len(start) :].lower()
+        info = replace(_registered(registered), weights=weights, hub_id=hub_id)
+        _check_size(name, size, info)
+        info = _of_size(info, size)
+        return replace(info, hub_id=f"{info.hub_id}{at}{revision}"), registered
+    known = ", ".join(f"{start}SIZE" for start in _MODEL_IDS)
+    raise ValueError(
+        f"there is no tracker {name!r}: the known ids of models are {known}; for other weights "
+        f"name a tracker, and give their id as --checkpoint"
+    )
+
+
+def _of_size(info: TrackerInfo, size: str) -> TrackerInfo:
+    return replace(
+        info,
+        name=f"{info.name}:{size}",
+        weights=info.weights.replace("tiny", size.replace("-", "_")),
+        hub_id=info.hub_id.replace("tiny", size),
+    )
 
 
 def _check_size(name: str, size: str, info: TrackerInfo) -> None:
