@@ -31,6 +31,13 @@ _PATIENCE = {
     "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": "120",
 }
 """What Ray is told to wait for its own processes: the machine may be busy with others."""
+_JOB_SERVER_ALONE = """
+import sys
+if sys.argv[0].endswith("ray/dashboard/dashboard.py") and "--modules-to-load" not in str(sys.argv):
+    sys.argv.append("--modules-to-load=JobHead")
+"""
+"""A `sitecustomize` for nodes: of a dashboard's ten servers, processes of their own that take
+longer to start than all else, only the job server runs. `ray start` has no option for it."""
 _STARTS = 4
 """How often a node is started at most; some of Ray's waits cannot be made longer."""
 _SERVICES = (
@@ -171,6 +178,8 @@ class RayCluster:
         self.node_environment = dict(environment or {})
         self.nodes: list[RayNode] = []
         self._num_added = 0
+        (self.folder / "site").mkdir()
+        (self.folder / "site" / "sitecustomize.py").write_text(_JOB_SERVER_ALONE)
         try:
             self.head = self._start_node("127.0.0.1", head_cpus, head=True)
             self._wait_started(self.head)
@@ -272,7 +281,8 @@ class RayCluster:
         # Nodes see the sources as a cluster's image would have the package installed.
         root = str(Path(__file__).resolve().parents[1])
         own = dict(self.node_environment)
-        paths = [own.pop("PYTHONPATH", ""), root, os.environ.get("PYTHONPATH", "")]
+        site = str(self.folder / "site")
+        paths = [site, own.pop("PYTHONPATH", ""), root, os.environ.get("PYTHONPATH", "")]
         environment |= {
             # The command line is where an installed package puts it.
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
