@@ -500,6 +500,7 @@ class _Run:
                 self.turn()
             self.outbox.flush()
             self.note_logged()
+            self.metrics.queue(self.scheduler.counts)
         except KeyboardInterrupt:
             # Told a second time: no worker gets time to free its model.
             for worker_id in self.ledger.living():

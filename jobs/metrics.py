@@ -295,9 +295,11 @@ class RunMetrics:
             self._tell(WORKER_SPEED, speed, gpu=gpu)
 
     def ended(self, worker_s: float) -> None:
-        """Tell that nobody works any more: levels would otherwise stay as they were."""
-        for state in TASK_STATES:
-            self._tell(TASKS, 0, state=state)
+        """Tell that nobody works any more; what is left in the queue stays told as it is.
+
+        The exporter forgets levels some twenty seconds after a driver's end, and counters with the
+        node that the driver ran on.
+        """
         self.workers({}, worker_s)
         self.speed(0.0, {})
 
