@@ -33,6 +33,8 @@ UInt8Array = NDArray[np.uint8]
 
 SHEET_PICTURES = 12
 SHEET_COLUMNS = 3
+SHEET_PAIRS = 6
+"""Pictures of a contact sheet of two runs, which are twice as wide and stand alone in their row."""
 SHEET_PX = 1920
 """Width of all pictures in a row of the contact sheet: what screens show without shrinking it."""
 MAX_NAMED = 6
@@ -152,7 +154,7 @@ def render_video(
     if beside is not None:
         _check_fits(run.video, beside.video)
     source = tracked_source(run.video, options, moved_to=moved_to)
-    pieces = _Pieces(run.video.num_frames, SHEET_COLUMNS if beside is None else SHEET_COLUMNS - 1)
+    pieces = _Pieces(run.video.num_frames, in_pairs=beside is not None)
     with replaced(film) as film_part, replaced(sheet) as sheet_part:
         pictures = _draw(run, beside, source, options)
         num_frames = _encode(run.video, pictures, film_part, pieces, progress)
@@ -235,9 +237,9 @@ def _check_fits(video: Video, other: Video) -> None:
 class _Pieces:
     """The small pictures of the contact sheet, taken as the film goes by."""
 
-    def __init__(self, num_frames: int, num_columns: int) -> None:
-        number = min(SHEET_PICTURES, num_frames)
-        self._num_columns = num_columns
+    def __init__(self, num_frames: int, *, in_pairs: bool) -> None:
+        number = min(SHEET_PAIRS if in_pairs else SHEET_PICTURES, num_frames)
+        self._num_columns = 1 if in_pairs else SHEET_COLUMNS
         self._wanted = set(np.linspace(0, num_frames - 1, number).round().astype(int).tolist())
         self._pictures: list[UInt8Array] = []
 

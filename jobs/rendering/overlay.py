@@ -160,7 +160,7 @@ class _Tools:
         import supervision as sv
 
         by_id = sv.ColorLookup.TRACK
-        self.line_px = max(1, round(font_px / 11))
+        self.line_px = max(2, round(font_px / 11))
         self.corners = sv.BoxCornerAnnotator(
             palette(bgr=True), self.line_px, font_px, color_lookup=by_id
         )

@@ -59,7 +59,7 @@ def contact_sheet(
     gap = max(8, width // 40)
     sheet_w = gap + num_columns * (width + gap)
     caption_px = max(12, min(width, height) // 18)
-    caption_h = 2 * caption_px
+    caption_h = 2 * caption_px if any(captions) else gap
     title_px = max(18, sheet_w // 50)
     head_h = gap + (2 * title_px if title else 0) + (round(1.2 * title_px) if subtitle else 0)
     sheet_h = head_h + num_rows * (height + caption_h) + gap // 2
