@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 
 from jobs.config import RunConfig
 from workers.errors import ConfigError, how_to_install
+from workers.hub import is_hub_id
 
 LOCAL_PATH_KEYS = (
     "out.uri",
@@ -41,6 +42,7 @@ FLAG_OF_KEY = {
 """What to type for a key that must be given."""
 EXTRA_OF_FAMILY = {
     "yolo": ("yolo", ("ultralytics", "torch")),
+    "sam2video": ("transformers", ("transformers", "torch")),
     "sam": ("sam2", ("sam2", "torch")),
 }
 """How the names of some models begin, the extra they need, and packages it brings."""
@@ -109,7 +111,8 @@ def load_config(
         raise ConfigError("\n".join(_sentences(error, given))) from error
     if with_out and not config.out.uri:
         raise ConfigError("out.uri is empty: give --out URI")
-    if not config.corpus.paths and config.corpus.manifest is None:
+    corpus = config.corpus
+    if not corpus.paths and corpus.manifest is None and corpus.inventory is None:
         raise ConfigError("no corpus: name a file, a folder, a glob or a URL, or give --manifest")
     return config
 
@@ -154,7 +157,7 @@ def check_models(config: RunConfig) -> None:
     if info.weights and tracker.checkpoint is None:
         raise ConfigError(
             f"tracker {info.name} needs its weights: give --checkpoint with the path or URL of "
-            f"{info.weights}"
+            f"{info.weights}" + (f", or the hub id {info.hub_id}" if info.hub_id else "")
         )
     if detector is not None:
         create_detector(DetectorSpec(**detector.model_dump()))
@@ -341,8 +344,13 @@ def _nest(given: Mapping[str, Given]) -> dict[str, Any]:
                 where = ".".join(sections[: depth + 1])
                 raise ConfigError(f"{item.origin}: {where} is a value and has no part {name!r}")
             node = child
-        node[name] = _absolute(item.value) if key in LOCAL_PATH_KEYS else item.value
+        is_path = key in LOCAL_PATH_KEYS and not (key == "tracker.checkpoint" and _is_hub(item))
+        node[name] = _absolute(item.value) if is_path else item.value
     return tree
+
+
+def _is_hub(item: Given) -> bool:
+    return isinstance(item.value, str) and is_hub_id(item.value)
 
 
 def _absolute(value: Any) -> Any:

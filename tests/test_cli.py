@@ -31,7 +31,7 @@ import pytest
 from jobs import cli
 from jobs.commit_log import CommitLog, Outcome
 from jobs.config import RunConfig
-from jobs.flags import CORPUS, MODEL, OUT, PROMPTS, STORES, WORKERS
+from jobs.flags import CORPUS, LIMITS, MODEL, NOTIFY, OUT, PROMPTS, STORES, WORKERS
 from jobs.settings import known_keys
 from jobs.verbs import running
 from tests.jobs.outputs import run_plan
@@ -59,6 +59,7 @@ VERBS = (
     "demo",
 )
 DETECTOR = ["--detector", "yolo11n", "--detector-checkpoint", "b.pt"]
+BOUNDS = ["--min-workers", "1", "--max-workers", "6"]
 HEAVY = ("torch", "av", "cv2", "ray", "ultralytics", "pyarrow", "numpy", "scipy", "skimage")
 
 
@@ -177,14 +178,16 @@ def test_every_flag_reaches_its_key(
     monkeypatch.chdir(tmp_path)
     line = (
         "run a.mp4 s3://b/c//d.mp4 --manifest m.csv --video a.mp4 --video x/b --limit 5 --sample 4 "
-        "--seed 3 --stride 2 "
-        "--out s3://o/p --single-driver --tracker yolo11-seg:s --checkpoint w.pt --image-size 512 "
-        "--dtype float16 --device cuda:1 --option nms_iou=0.25 --option same_class=true "
+        "--seed 3 --stride 2 --inventory s3://i/manifest.json --since 7d --until 2d "
+        "--out s3://o/p --single-driver --if-running refuse --tracker yolo11-seg:s "
+        "--checkpoint w.pt --image-size 512 --dtype float16 --device cuda:1 "
+        "--option nms_iou=0.25 --option same_class=true "
         "--detector yolo11n --detector-checkpoint d.pt --detector-classes person,car "
         "--detector-confidence 0.5 --max-objects 7 --prompt-mode every_n_frames "
         "--prompt-interval 12 --threshold 0.25 --allow-unprompted --workers 3 "
         "--gpus-per-worker 0.5 --cpus-per-worker 2 --videos-per-worker 4 --stuck-after 60 "
-        "--address ray://head:10001 --spool-dir spool --endpoint-url http://s3:9000 --path-style "
+        "--address ray://head:10001 --spool-dir spool --budget-hours 9 --deadline 8h "
+        "--notify http://hook/secret --notify-above 0.2 --endpoint-url http://s3:9000 --path-style "
         "--profile lab --region eu --anonymous --out-endpoint-url http://o:9000 --out-region us"
     )
     assert cli.main(line.split()) == 0
@@ -194,6 +197,9 @@ def test_every_flag_reaches_its_key(
         "corpus": {
             "paths": [str(here / "a.mp4"), "s3://b/c//d.mp4"],
             "manifest": str(here / "m.csv"),
+            "inventory": "s3://i/manifest.json",
+            "since": "7d",
+            "until": "2d",
             "videos": ["a.mp4", "x/b"],
             "limit": 5,
             "sample": 4,
@@ -217,6 +223,7 @@ def test_every_flag_reaches_its_key(
                 "anonymous": False,
             },
             "single_driver": True,
+            "if_running": "refuse",
         },
         "tracker": {
             "name": "yolo11-seg:s",
@@ -243,6 +250,9 @@ def test_every_flag_reaches_its_key(
         },
         "pool": {
             "workers": 3,
+            "min_workers": None,
+            "max_workers": None,
+            "idle_after_s": 60.0,
             "gpus_per_worker": 0.5,
             "cpus_per_worker": 2.0,
             "videos_per_worker": 4,
@@ -250,12 +260,20 @@ def test_every_flag_reaches_its_key(
             "ray_address": "ray://head:10001",
             "spool_dir": str(here / "spool"),
         },
+        "limits": {"budget_hours": 9.0, "deadline": "8h"},
+        "notify": {"above_rate": 0.2},  # the URL is a secret, which no dump of it shows
     }
+    assert config.notify.url == "http://hook/secret"
+
+    # A number of workers leaves no room for bounds.
+    assert cli.main(["run", "a.mp4", "--allow-unprompted", "--out", "o", *BOUNDS]) == 0
+    pool = configurations[1].pool
+    assert (pool.workers, pool.min_workers, pool.max_workers) == ("auto", 1, 6)
 
 
 def test_every_flag_names_a_known_key() -> None:
     keys = set(known_keys())
-    for group in (CORPUS, OUT, MODEL, PROMPTS, WORKERS, STORES):
+    for group in (CORPUS, OUT, MODEL, PROMPTS, WORKERS, LIMITS, NOTIFY, STORES):
         for flag in group.flags:
             assert set(flag.keys) <= keys, flag.name
 
