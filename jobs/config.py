@@ -80,6 +80,18 @@ class TrackerConfig(Section):
     device: str = "auto"
     options: dict[str, Any] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_model_id(cls, given: Any) -> Any:
+        """Let the id of a model name the tracker and, where none are given, its weights."""
+        name = given.get("name") if isinstance(given, dict) else None
+        if not isinstance(name, str) or "/" not in name:
+            return given
+        from workers.trackers.registry import tracker_info
+
+        info = tracker_info(name)
+        return given | {"name": info.name, "checkpoint": given.get("checkpoint") or info.hub_id}
+
 
 class DetectorConfig(Section):
     """Which detector makes prompts."""

@@ -190,8 +190,14 @@ def model_lines() -> list[str]:
     for info in TRACKERS:
         sizes = f"; sizes {', '.join(f':{size}' for size in info.sizes)}" if info.sizes else ""
         needs = f"--checkpoint {info.weights}" if info.weights else "no weights"
+        if info.hub_id:
+            needs += f", which is {info.hub_id} on the hub"
         lines.append(f"  {info.name}")
         lines += _wrapped(f"{info.description} Needs {needs}{sizes}. Licence {info.licence}.")
+    lines += [
+        "",
+        "maskmill models pull NAME --to URI copies weights for a cluster without internet",
+    ]
     lines += ["", "detectors (--detector NAME --detector-checkpoint NAME.pt)"]
     by_licence: dict[str, list[str]] = {}
     for name, licence in DETECTORS.items():

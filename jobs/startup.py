@@ -22,6 +22,7 @@ from jobs.flags import command_words
 from jobs.status import STATUS_KEY
 from workers.errors import StoreError
 from workers.storage import Store, probe_store
+from workers.trackers.registry import tracker_info
 from workers.weights import fetch_weights
 
 WATCH_LIVE_S = 12.0
@@ -147,7 +148,10 @@ def weights_sha256(config: RunConfig, checkpoint: str | None) -> str:
     """Return the digest of a checkpoint; empty where there is none."""
     if checkpoint is None:
         return ""
-    return fetch_weights(checkpoint, config.corpus.store.options()).sha256
+    tracker = config.tracker
+    file_name = tracker_info(tracker.name).weights if checkpoint == tracker.checkpoint else ""
+    store = config.corpus.store.options()
+    return fetch_weights(checkpoint, store, file_name=file_name).sha256
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ from workers.spool import remove_abandoned
 from workers.stepping import Stepper
 from workers.storage import open_store
 from workers.trackers.base import TrackingConfig, TrackingModelLoader
-from workers.trackers.registry import create_tracking_loader
+from workers.trackers.registry import create_tracking_loader, tracker_info
 from workers.weights import WeightsFile, fetch_weights
 
 if TYPE_CHECKING:
@@ -144,7 +144,13 @@ class TrackingWorker:
         remove_abandoned(self.spec.spool_dir)
         tracker, detector = self.spec.tracker, self.spec.detector
         if tracker.checkpoint is not None and self._tracker_file is None:
-            self._tracker_file = fetch_weights(tracker.checkpoint, self.spec.corpus_store)
+            try:
+                file_name = tracker_info(tracker.name).weights
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+            self._tracker_file = fetch_weights(
+                tracker.checkpoint, self.spec.corpus_store, file_name=file_name
+            )
         if detector is not None and detector.checkpoint is not None and self._detector_file is None:
             self._detector_file = fetch_weights(detector.checkpoint, self.spec.corpus_store)
 

@@ -31,12 +31,53 @@ def doctor(
     raise typer.Exit(exit_code(findings))
 
 
-@app.command(rich_help_panel=PANEL)
-def models() -> None:
-    """List the trackers and detectors, the weights they need and their licences."""
+models_app = typer.Typer()
+app.add_typer(models_app, name="models", rich_help_panel=PANEL)
+
+
+@models_app.callback(invoke_without_command=True)
+def models(context: typer.Context) -> None:
+    """List the trackers and detectors, the weights they need and their licences; copy weights."""
+    if context.invoked_subcommand is not None:
+        return
     from jobs.report import model_lines
 
     print("\n".join(model_lines()))
+
+
+@models_app.command()
+@configured(OUT_STORE)
+def pull(
+    command: CommandLine,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="A tracker with its size (sam2:tiny), an id of the hub, a URL or a path.",
+            show_default=False,
+        ),
+    ],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="URI",
+            help="Folder or bucket to copy them to. Default: only this machine's cache.",
+        ),
+    ] = None,
+    tracker: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="TRACKER",
+            help="Which tracker they are for, where an id of the hub offers several layouts.",
+        ),
+    ] = None,
+) -> None:
+    """Fetch weights, or copy them to where a cluster without internet can read them."""
+    from jobs.weights import pull_weights
+
+    print("\n".join(pull_weights(name, to, command.out_store().options(), tracker=tracker)))
 
 
 @app.command(rich_help_panel=PANEL)

@@ -308,7 +308,9 @@ def build_network(info: CheckpointInfo, image_size: int) -> Any:
     return network
 
 
-def load_network(path: str | Path, image_size: int, *, size: str | None = None) -> Any:
+def load_network(
+    path: str | Path, image_size: int, *, size: str | None = None
+) -> tuple[Any, CheckpointInfo]:
     """Read a checkpoint and return its network.
 
     Parameters

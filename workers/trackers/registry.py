@@ -55,7 +55,7 @@ _SAM2_HUB_ID = "facebook/sam2.1-hiera-tiny"
 _MODEL_IDS = {
     "facebook/sam2.1-hiera-": ("sam2", "sam2.1_hiera_tiny.pt", _SAM2_HUB_ID),
     "facebook/sam2-hiera-": ("sam2", "sam2_hiera_tiny.pt", "facebook/sam2-hiera-tiny"),
-    "gy920/sam2-1-hiera-": ("sam2-rt", "sam2.1_hiera_tiny.pt", _SAM2_HUB_ID),
+    "Gy920/sam2-1-hiera-": ("sam2-rt", "sam2.1_hiera_tiny.pt", _SAM2_HUB_ID),
     "sam2video/": ("sam2video", "model.safetensors", _SAM2_HUB_ID),
 }
 """How ids of models begin that are known elsewhere; a size follows. For each the tracker, its
@@ -211,14 +211,9 @@ def create_tracking_loader(name: str, config: TrackingConfig) -> TrackingModelLo
     return loader_class(replace(config, model_id=info.name))
 
 
-def is_model_id(name: str) -> bool:
-    """Return whether a tracker is named by the id of a model, which names its weights, too."""
-    return "/" in name
-
-
 def _resolve(name: str) -> tuple[TrackerInfo, str]:
     """Return what is known of a tracker, and the name it is registered under."""
-    if is_model_id(name):
+    if "/" in name:
         return _resolve_model_id(name.strip())
     base, colon, size = name.strip().lower().partition(":")
     key = _plain(base)
@@ -251,7 +246,7 @@ def _resolve_model_id(name: str) -> tuple[TrackerInfo, str]:
     """Return what is known of the tracker of a model's id, and the name it is registered under."""
     model_id, at, revision = name.partition("@")
     for start, (registered, weights, hub_id) in _MODEL_IDS.items():
-        if not model_id.lower().startswith(start):
+        if not model_id.lower().startswith(start.lower()):
             continue
         size = model_id[len(start) :].lower()
         info = replace(_registered(registered), weights=weights, hub_id=hub_id)
