@@ -103,9 +103,10 @@ class Overlay:
         crops = [self._crop(mask) for mask in masks]
         for mask, crop in zip(masks, crops, strict=True):
             _fill(canvas, mask, crop)
-        for mask, crop in zip(masks, crops, strict=True):
+        boxes: list[Box] = [
             _outline(canvas, mask, crop, tools.line_px)
-        boxes: list[Box] = [_box_xyxy(mask) for mask in masks]
+            for mask, crop in zip(masks, crops, strict=True)
+        ]
         labels = [self._label(mask, frame) for mask in masks]
         if hidden:
             places = [self._last_seen[object_id][1] for object_id in hidden]
@@ -223,8 +224,13 @@ def _tint(object_id: int) -> UInt8Array:
     return table.reshape(1, 256, 3)
 
 
-def _outline(canvas: UInt8Array, mask: ObjectMask, crop: UInt8Array, line_px: int) -> None:
-    """Draw the contours of an object, each with a dark rim under the coloured line."""
+def _outline(canvas: UInt8Array, mask: ObjectMask, crop: UInt8Array, line_px: int) -> Box:
+    """Draw the contours of an object, each with a dark rim under the coloured line.
+
+    Returns the box of the largest piece, which carries the label: stray pixels must not pull it
+    away from the object.
+    """
+    import cv2
     import supervision as sv
 
     corner = np.array(mask.bbox_xywh[:2], np.int32)
@@ -234,3 +240,8 @@ def _outline(canvas: UInt8Array, mask: ObjectMask, crop: UInt8Array, line_px: in
         sv.draw_polygon(canvas, polygon, sv.Color(*RIM_RGB), line_px + 2)
     for polygon in polygons:
         sv.draw_polygon(canvas, polygon, colour, line_px)
+    if not polygons:
+        return _box_xyxy(mask)
+    largest = max(polygons, key=cv2.contourArea)
+    (left, top), (right, bottom) = largest.min(axis=0), largest.max(axis=0)
+    return float(left), float(top), float(right), float(bottom)

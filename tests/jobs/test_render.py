@@ -306,6 +306,19 @@ def test_labels_stay_in_the_picture() -> None:
     assert len(chip) > 300
 
 
+def test_stray_pixels_do_not_pull_the_label_away() -> None:
+    image = np.full((200, 300, 3), 100, np.uint8)
+    pixels = np.zeros((200, 300), np.uint8)
+    pixels[100:160, 200:260] = 1
+    pixels[2:5, 2:5] = 1
+    box = (2.0, 2.0, 258.0, 158.0)
+    mask = ObjectMask(1, 7, 0.9, box, int(pixels.sum()), (200, 300), rle.encode(pixels))
+    drawn = Overlay(200, 300, {7: "cat"}).draw(image, Frame(0, 0, (mask,), ()))
+    chip = (drawn == object_colour(1)).all(axis=2)
+    assert chip[78:97, 200:260].sum() > 100
+    assert chip[:40].sum() < 60, "no more than the outline of the stray pixels"
+
+
 def test_contact_sheet_holds_every_picture() -> None:
     pictures = [np.full((60, 80, 3), value, np.uint8) for value in (60, 120, 180, 240)]
     sheet = contact_sheet(pictures, ["a", "b", "c", "d" * 99], title="t" * 999, num_columns=3)
