@@ -22,8 +22,6 @@ from workers.messages import VideoSource
 
 BYTES_PER_FRAME = 12_000
 """Compressed bytes per frame of ordinary 720p video: how an unprobed video's length is guessed."""
-DEFAULT_FPS = {"flow": 25.0, "yolo": 20.0}
-"""Frames per second and worker that `plan` assumes for a tracker family when none is stated."""
 
 
 class FrameCounts(Protocol):

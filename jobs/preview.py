@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.effort import Effort, estimate
 from jobs.isolation import CallLostError, Isolated
-from jobs.planner import DEFAULT_FPS, Plan, make_plan, read_inputs
+from jobs.planner import Plan, make_plan, read_inputs
 from jobs.probe import ProbeRow, probe_video
 from jobs.progress import format_duration
 from jobs.report import fact, quarantine_lines
 from jobs.settings import to_toml
 from jobs.startup import weights_sha256
+from workers.errors import InputError
 
 if TYPE_CHECKING:
     from jobs.commit_log import LogState
@@ -184,7 +186,12 @@ def readable_rows(preview: Preview) -> NDArray[np.int64]:
 
 
 def preview_lines(
-    config: RunConfig, preview: Preview, *, fps: float, price: float | None = None
+    config: RunConfig,
+    preview: Preview,
+    *,
+    fps: float,
+    basis: str = "",
+    price: float | None = None,
 ) -> list[str]:
     """Return what a run would do, line by line.
 
@@ -196,6 +203,8 @@ def preview_lines(
         What was found.
     fps : float
         Frames per second of one worker, assumed or stated.
+    basis : str
+        What `fps` rests on where it is assumed; empty where it was stated.
     price : float, optional
         Price of a worker-hour, in whatever currency.
 
@@ -231,8 +240,10 @@ def preview_lines(
         lines.append(fact("length", f"about {_hours(preview.hours)} of video"))
     worker_hours = num_frames / fps / 3600
     lines.append(
-        fact("work", f"about {_hours(worker_hours)} of one worker at {fps:g} frames/s (--fps)")
+        fact("work", f"about {_hours(worker_hours)} of one worker at {fps:.3g} frames/s (--fps)")
     )
+    if basis:
+        lines.append(fact("assumed", basis))
     if price is not None:
         cost = worker_hours * price
         lines.append(fact("cost", f"about {cost:,.2f} at {price:g} per worker-hour"))
@@ -252,6 +263,7 @@ def write_preview(
     config: RunConfig,
     *,
     fps: float | None = None,
+    num_objects: float | None = None,
     price: float | None = None,
     stream: TextIO | None = None,
 ) -> None:
@@ -262,7 +274,9 @@ def write_preview(
     config : RunConfig
         The run.
     fps : float, optional
-        Frames per second of one worker; what the tracker's family usually does by default.
+        Frames per second of one worker; by default what `jobs.effort.estimate` expects.
+    num_objects : float, optional
+        Objects in a video, on average; by default those of the prompts, where they tell.
     price : float, optional
         Price of a worker-hour.
     stream : TextIO, optional
@@ -276,14 +290,30 @@ def write_preview(
         As `make_preview`.
     """
     preview = make_preview(config)
-    lines = preview_lines(config, preview, fps=fps or assumed_fps(config), price=price)
+    effort = Effort(fps, "") if fps is not None else _estimate(config, preview, num_objects)
+    lines = preview_lines(config, preview, fps=effort.fps, basis=effort.basis, price=price)
     print("\n".join(lines), file=stream or sys.stdout)
 
 
-def assumed_fps(config: RunConfig) -> float:
-    """Return the frames per second that a worker is assumed to do with the chosen tracker."""
-    name = config.tracker.name.lower()
-    return next((fps for family, fps in DEFAULT_FPS.items() if name.startswith(family)), 20.0)
+def prompted_objects(preview: Preview) -> float | None:
+    """Return the objects of a video, on average over those whose headers were read.
+
+    None where prompts do not tell before the videos are opened: pictures and detectors.
+    """
+    prompts = preview.plan.prompts
+    counts = []
+    for row in preview.probed:
+        try:
+            given, _ = prompts.prompts_for(row, dict.fromkeys(prompts.labels, 0))
+        except InputError:
+            continue  # a fault of this video, which the run tells
+        if given:
+            counts.append(len({prompt.object_id for prompt in given}))
+    return sum(counts) / len(counts) if counts else None
+
+
+def _estimate(config: RunConfig, preview: Preview, num_objects: float | None) -> Effort:
+    return estimate(config, num_objects or prompted_objects(preview))
 
 
 def _log_state(config: RunConfig) -> LogState | None:

@@ -47,6 +47,15 @@ def plan(
         float | None,
         typer.Option("--fps", min=0.001, help="Frames per second of one worker, for the estimate."),
     ] = None,
+    objects: Annotated[
+        float | None,
+        typer.Option(
+            "--objects",
+            min=0.001,
+            metavar="N",
+            help="Objects in a video, for the estimate, where prompts do not tell.",
+        ),
+    ] = None,
     price: Annotated[
         float | None,
         typer.Option("--price", min=0, help="Price of a worker-hour, for the estimate."),
@@ -59,7 +68,7 @@ def plan(
     config = command.config(with_out=False)
     check_models(config)
     notice_licence(config)
-    write_preview(config, fps=fps, price=price)
+    write_preview(config, fps=fps, num_objects=objects, price=price)
 
 
 @app.command(rich_help_panel=PANEL)
