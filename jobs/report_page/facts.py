@@ -37,6 +37,29 @@ MAX_EXECUTIONS = 30
 MAX_RECORDS = 2_000
 """Log records read for the throughput over time; of longer logs, as many at equal distances."""
 NUM_TIME_BINS = 120
+VIDEO_COLUMNS = (
+    "video_key",
+    "name",
+    "width",
+    "height",
+    "codec",
+    "duration_us",
+    "size_bytes",
+    "frames_tracked",
+    "frames_corrupt",
+    "truncated",
+    "num_objects",
+    "num_masks",
+    "attempts",
+    "queue_s",
+    "wall_s",
+    "peak_memory_bytes",
+    "gpu",
+    "tracker",
+    "weights_sha256",
+    "detector_sha256",
+)
+"""What is read of `videos`."""
 LOG_THREADS = 8
 
 
@@ -315,7 +338,7 @@ def _executions(dataset: Dataset) -> list[dict[str, Any]]:
 def _videos(dataset: Dataset) -> VideoFacts:
     facts = VideoFacts()
     slowest: list[tuple[float, int, dict[str, Any]]] = []
-    for batch in dataset.batches("videos"):
+    for batch in dataset.batches("videos", columns=VIDEO_COLUMNS):
         rows = batch.to_pylist()
         facts.objects.add(np.array([row["num_objects"] for row in rows]))
         for row in rows:
