@@ -230,19 +230,19 @@ def transformers(
     session = processor.init_video_session(inference_device="cpu", dtype=torch.float32)
     height, width = frames[0].shape[:2]
 
-    @torch.inference_mode()
     def track(frame_idx: int) -> None:
-        given = pictures(frames[frame_idx % len(frames)], return_tensors="pt")
-        if frame_idx == 0:
-            processor.add_inputs_to_inference_session(
-                session,
-                frame_idx=0,
-                obj_ids=list(range(num_objects)),
-                input_boxes=[[BOXES[i % len(BOXES)] for i in range(num_objects)]],
-                original_size=(height, width),
-            )
-        seen = model(session, frame=given.pixel_values[0], frame_idx=frame_idx)
-        processor.post_process_masks([seen.pred_masks], [(height, width)], binarize=True)
+        with torch.inference_mode():
+            given = pictures(frames[frame_idx % len(frames)], return_tensors="pt")
+            if frame_idx == 0:
+                processor.add_inputs_to_inference_session(
+                    session,
+                    frame_idx=0,
+                    obj_ids=list(range(num_objects)),
+                    input_boxes=[[BOXES[i % len(BOXES)] for i in range(num_objects)]],
+                    original_size=(height, width),
+                )
+            seen = model(session, frame=given.pixel_values[0], frame_idx=frame_idx)
+            processor.post_process_masks([seen.pred_masks], [(height, width)], binarize=True)
 
     track(0)
     track(1)
