@@ -5,6 +5,7 @@
   range and a stride were tracked, for folders of frames, and upright where the source is turned.
 * Objects have the colour of their id, on every frame and in the contact sheet; the rest of the
   picture is the source. A hidden object is marked where it was and named below.
+* Corpus and dataset in buckets, files and folders of frames, are read alike.
 * Side by side, the other run's masks are drawn to the right, and what it did not track stays bare.
 * Labels, captions and titles stay inside their picture, in any script, however long.
 * A source that is gone, another one, or moved; a video that failed, is unknown, or was not the
@@ -14,6 +15,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import shutil
 from collections.abc import Iterator
@@ -26,14 +28,19 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs import cli
+from jobs import cli, driver
+from jobs.config import RunConfig
 from jobs.dataset import Frame, ObjectMask, open_dataset
+from jobs.progress import SilentReporter
 from jobs.rendering.colours import object_colour
 from jobs.rendering.overlay import FILL_OPACITY, Overlay
 from jobs.rendering.sheet import contact_sheet, fit_text, load_font
+from jobs.threads import ThreadPool
 from tests import media
 from tests.jobs.pictured import BOXES, HEIGHT, SINK_PX, STREET_MS, WIDTH, track, write_corpus
+from tests.servers import S3Server
 from workers import rle
+from workers.storage import open_store
 
 UInt8Array = NDArray[np.uint8]
 
@@ -237,6 +244,38 @@ def test_bad_input(
     assert told.count("error:") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["taken.mp4"]
     assert (tmp_path / "taken.mp4").read_bytes() == b"precious"
+
+
+def test_buckets(seaweedfs: S3Server, place: Path, tmp_path: Path) -> None:
+    store = open_store(f"{seaweedfs.new_bucket()}/in", seaweedfs.options)
+    for name in ("long.mp4", "walk/00000.png", "walk/00001.png"):
+        store.put_file(place / "videos" / name, name)
+    prompts = place / "bucket.jsonl"
+    prompts.write_text(
+        "".join(
+            json.dumps({"video": name, "frame_idx": 0, "object_id": 1, "box_xyxy": BOXES[1]}) + "\n"
+            for name in ("long", "walk")
+        )
+    )
+    reached = {"endpoint_url": seaweedfs.endpoint_url, "path_style": True}
+    out = f"{seaweedfs.new_bucket()}/set"
+    config = {
+        "corpus": {"paths": (store.uri,), "store": reached},
+        "out": {"uri": out, "store": reached},
+        "tracker": {"name": "fake"},
+        "prompts": {"file": str(prompts)},
+    }
+    summary = driver.run(
+        RunConfig.model_validate(config),
+        reporter=SilentReporter(),
+        pool_factory=lambda _, spec: ThreadPool(spec, 1),
+    )
+    assert summary.exit_code == 0, summary.quarantined
+    reach = ("--endpoint-url", seaweedfs.endpoint_url, "--path-style")
+    for name, num_frames in (("long", 30), ("walk", 2)):
+        assert render(out, name, tmp_path, *reach) == 0
+        frames = read_film(tmp_path / f"{name}.overlay.mp4")
+        assert [shown_index(picture) for _, picture in frames] == list(range(num_frames))
 
 
 def test_full_disk(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
