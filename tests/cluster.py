@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-_START_TIMEOUT_S = 300.0
+_START_TIMEOUT_S = 400.0
 _PATIENCE = {
     "RAY_raylet_start_wait_time_s": "120",
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "120",
@@ -38,7 +38,7 @@ if sys.argv[0].endswith("ray/dashboard/dashboard.py") and "--modules-to-load" no
 """
 """A `sitecustomize` for nodes: of a dashboard's ten servers, processes of their own that take
 longer to start than all else, only the job server runs. `ray start` has no option for it."""
-_STARTS = 4
+_STARTS = 6
 """How often a node is started at most; some of Ray's waits cannot be made longer."""
 _SERVICES = (
     "node-manager",
@@ -257,6 +257,7 @@ class RayCluster:
                 f"--include-dashboard={'true' if self.dashboard_port else 'false'}",
                 f"--dashboard-port={self.dashboard_port or free_port()}",
                 f"--ray-client-server-port={free_port()}",
+                "--no-monitor",
             ]
         else:
             command += [f"--address={self.address}"]
