@@ -44,6 +44,8 @@ _TALKATIVE = (
     "ray.dashboard.modules.job.sdk",
 )
 """Loggers of Ray's client that speak by themselves."""
+_AGENT_WITHIN_S = 60.0
+"""How long a job server that answers may take until it takes a job."""
 _LOOK_EVERY_S = 5.0
 """How often a silent job is asked whether it still runs."""
 
@@ -150,14 +152,23 @@ class JobServer:
         StoreError
             The cluster did not take it.
         """
+        deadline = time.monotonic() + _AGENT_WITHIN_S
         with self._told():
-            self._client.submit_job(
-                entrypoint=entrypoint,
-                submission_id=job_id,
-                metadata=dict(metadata),
-                runtime_env=dict(runtime_env),
-                entrypoint_num_cpus=num_cpus,
-            )
+            while True:
+                try:
+                    self._client.submit_job(
+                        entrypoint=entrypoint,
+                        submission_id=job_id,
+                        metadata=dict(metadata),
+                        runtime_env=dict(runtime_env),
+                        entrypoint_num_cpus=num_cpus,
+                    )
+                    return
+                except RuntimeError as error:
+                    # The head node has just started: nothing was taken, and soon it will be.
+                    if "No available agent" not in str(error) or time.monotonic() > deadline:
+                        raise
+                time.sleep(1)
 
     def report(self, job_id: str) -> JobReport | None:
         """Return where a job is.

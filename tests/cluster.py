@@ -34,10 +34,11 @@ _PATIENCE = {
 _JOB_SERVER_ALONE = """
 import sys
 if sys.argv[0].endswith("ray/dashboard/dashboard.py") and "--modules-to-load" not in str(sys.argv):
-    sys.argv.append("--modules-to-load=JobHead")
+    sys.argv.append("--modules-to-load=JobHead,NodeHead")
 """
 """A `sitecustomize` for nodes: of a dashboard's ten servers, processes of their own that take
-longer to start than all else, only the job server runs. `ray start` has no option for it."""
+longer to start than all else, only the job server and what it needs run. `ray start` has no option
+for it."""
 _STARTS = 6
 """How often a node is started at most; some of Ray's waits cannot be made longer."""
 _SERVICES = (
