@@ -22,7 +22,7 @@ from workers.decode.reader import DecodedFrame, VideoHeader
 from workers.errors import InputError
 from workers.messages import Attempt, Prompt, PromptMode, StoreOptions, WorkerSpec
 from workers.prompts.detector import Detection, Detector
-from workers.prompts.modes import FIRST_OBJECT_ID, PromptPolicy, assign_ids
+from workers.prompts.modes import FIRST_OBJECT_ID, LostObjects, PromptPolicy, assign_ids
 from workers.storage import open_store, split_uri
 from workers.trackers.base import TrackingFrame
 
@@ -303,23 +303,30 @@ class DetectedPrompts:
         self._policy = policy
         self._categories: dict[int, int | None] = {}
         self._next_id = FIRST_OBJECT_ID
+        self._lost = LostObjects()
 
     def take(self, moment: Moment, latest: Latest) -> list[ResolvedPrompt]:
         """Return the prompts that act on a frame; see `PromptSource`."""
+        seen = latest()
+        present = {m.object_id: m.mask for m in seen.masks} if seen is not None else {}
+        self._lost.update(moment.step_idx, present)
         if not self._policy.is_due(moment.step_idx):
             return []
         detections = self._detector.detect(moment.frame.image)
         if not detections:
             return []
         self._policy.on_prompted(moment.step_idx)
-        seen = latest()
-        present = {m.object_id: m.mask for m in seen.masks} if seen is not None else {}
+        assigned = assign_ids(detections, present, self._categories, self._next_id)
+        # What is in sight comes first; only what is left may be something seen before.
+        others = [assignment.detection for assignment in assigned if assignment.is_new]
+        assigned = [assignment for assignment in assigned if not assignment.is_new]
+        assigned += assign_ids(others, self._lost.last_seen, self._categories, self._next_id)
         prompts = []
-        for assigned in assign_ids(detections, present, self._categories, self._next_id):
-            if assigned.is_new:
-                self._next_id = assigned.object_id + 1
-                self._categories[assigned.object_id] = assigned.detection.category_id
-            prompts.append(self._resolve(assigned.object_id, assigned.detection))
+        for object_id, detection, is_new in assigned:
+            if is_new:
+                self._next_id = object_id + 1
+                self._categories[object_id] = detection.category_id
+            prompts.append(self._resolve(object_id, detection))
         return sorted(prompts, key=lambda prompt: prompt.object_id)
 
     def finish(self, num_frames: int | None) -> None:

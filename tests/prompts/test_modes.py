@@ -12,6 +12,8 @@ Who:
 - A match overlaps by at least the threshold and never crosses two known categories.
 - The total overlap is the largest of all such assignments.
 - A detection with a box only is compared with the bounding box of an object's mask.
+- An object that is out of sight is remembered where it was seen last, for a bounded time, and not
+  longer than it is out of sight.
 """
 
 from __future__ import annotations
@@ -30,7 +32,13 @@ from numpy.typing import NDArray
 from workers.masks import box_iou_matrix, box_xyxy, iou_matrix
 from workers.messages import PromptMode
 from workers.prompts import modes
-from workers.prompts.modes import MATCH_THRESHOLD, PromptPolicy, assign_ids
+from workers.prompts.modes import (
+    LOST_STEPS,
+    MATCH_THRESHOLD,
+    LostObjects,
+    PromptPolicy,
+    assign_ids,
+)
 
 HEIGHT, WIDTH = 12, 16
 
@@ -162,3 +170,23 @@ def test_one_object_lost_and_one_found_in_its_place_of_another_category() -> Non
     (assignment,) = assign_ids([found((0, 0, 5, 5), 1)], {1: rectangle(0, 0, 5, 5)}, {1: 0}, 2)
     assert assignment.is_new
     assert assignment.object_id == 2
+
+
+def test_lost_objects_are_remembered_for_a_while() -> None:
+    lost = LostObjects()
+    lost.update(0, {1: rectangle(0, 0, 5, 5), 2: rectangle(8, 0, 12, 4)})
+    lost.update(1, {1: rectangle(1, 0, 6, 5), 2: rectangle(8, 0, 12, 4)})
+    assert lost.last_seen == {}
+    # Object 1 is last seen on frame 1, and object 2 comes back.
+    lost.update(2, {})
+    assert sorted(lost.last_seen) == [1, 2]
+    lost.update(3, {2: rectangle(8, 0, 12, 4)})
+    assert sorted(lost.last_seen) == [1]
+    assert lost.last_seen[1].box_xyxy == (1, 0, 6, 5)
+    (assignment,) = assign_ids([found((1, 1, 6, 5), masked=False)], lost.last_seen, {1: 0}, 3)
+    assert (assignment.object_id, assignment.is_new) == (1, False)
+    for step_idx in range(4, 2 + LOST_STEPS):
+        lost.update(step_idx, {2: rectangle(8, 0, 12, 4)})
+        assert sorted(lost.last_seen) == [1]
+    lost.update(2 + LOST_STEPS, {2: rectangle(8, 0, 12, 4)})
+    assert lost.last_seen == {}

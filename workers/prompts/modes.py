@@ -19,6 +19,9 @@ from workers.messages import PromptMode
 MATCH_THRESHOLD = 0.3
 """Smallest overlap at which a detection is taken for a live object."""
 
+LOST_STEPS = 30
+"""Tracked frames for which an object that was lost sight of is known again where it was."""
+
 FIRST_OBJECT_ID = 1
 """Object ids start here where we give them."""
 
@@ -140,7 +143,7 @@ class Assignment(NamedTuple, Generic[DetectedT]):
 
 def assign_ids(
     detections: Sequence[DetectedT],
-    latest: Mapping[int, NDArray[Any]],
+    latest: Mapping[int, NDArray[Any] | CroppedMask],
     categories: Mapping[int, int | None],
     next_id: int,
 ) -> list[Assignment[DetectedT]]:
@@ -154,8 +157,9 @@ def assign_ids(
     ----------
     detections : sequence of Detected
         What the detector found.
-    latest : mapping of int to ndarray, shape (H, W)
-        The session's latest estimate: the mask of each object that is present, by object id.
+    latest : mapping of int to ndarray of shape (H, W), or CroppedMask
+        The masks of the objects that detections may be, by object id: the session's latest
+        estimate of those that are present, or where lost ones were seen last.
     categories : mapping of int to int or None
         Category of each object, from its first prompt; None or absent is unknown, and matches any.
     next_id : int
@@ -168,7 +172,10 @@ def assign_ids(
         is `next_id` plus the number of new objects.
     """
     object_ids = sorted(latest)
-    objects = [crop_mask(latest[object_id]) for object_id in object_ids]
+    objects = [
+        mask if isinstance(mask, CroppedMask) else crop_mask(mask)
+        for mask in (latest[object_id] for object_id in object_ids)
+    ]
     overlap = np.zeros((len(detections), len(objects)))
     for row, detection in enumerate(detections):
         mask = None if detection.mask is None else crop_mask(detection.mask)
@@ -191,6 +198,42 @@ def assign_ids(
             assignments.append(Assignment(next_id, detection, True))
             next_id += 1
     return assignments
+
+
+class LostObjects:
+    """Where objects were that are out of sight: a detector may miss what it found before.
+
+    Kept for `LOST_STEPS` tracked frames, so what is remembered does not grow with the video.
+    """
+
+    def __init__(self) -> None:
+        self._present: Mapping[int, NDArray[Any]] = {}
+        self._lost: dict[int, tuple[int, CroppedMask]] = {}
+
+    def update(self, step_idx: int, present: Mapping[int, NDArray[Any]]) -> None:
+        """Take note of what is in sight; to be called with every tracked frame.
+
+        Parameters
+        ----------
+        step_idx : int
+            0-based count of tracked frames.
+        present : mapping of int to ndarray, shape (H, W)
+            The session's latest estimate: the masks of the objects that are present.
+        """
+        for object_id, mask in self._present.items():
+            if object_id not in present:
+                self._lost[object_id] = step_idx, crop_mask(mask)
+        self._lost = {
+            object_id: (since, mask)
+            for object_id, (since, mask) in self._lost.items()
+            if object_id not in present and step_idx - since < LOST_STEPS
+        }
+        self._present = present
+
+    @property
+    def last_seen(self) -> dict[int, CroppedMask]:
+        """The last mask of each object that is out of sight."""
+        return {object_id: mask for object_id, (_, mask) in self._lost.items()}
 
 
 def _mask_overlap(a: CroppedMask, b: CroppedMask) -> float:
