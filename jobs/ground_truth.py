@@ -310,6 +310,30 @@ def open_ground_truth(uri: str, options: StoreOptions | None = None) -> GroundTr
     return GroundTruth(open_store(uri, options))
 
 
+def sa_v_step(num_rows: int, num_frames: float | None) -> int:
+    """Return how many frames of the video lie from one row of `masklet` to the next.
+
+    Parameters
+    ----------
+    num_rows : int
+        Annotated frames.
+    num_frames : float or None
+        ``video_frame_count``, which SA-V writes as a float; None where it is not told.
+
+    Returns
+    -------
+    int
+        `SA_V_STEP` where the rows are every so many frames of them, else 1.
+
+    Examples
+    --------
+    >>> sa_v_step(3, 9.0), sa_v_step(9, 9.0), sa_v_step(9, None)
+    (4, 1, 1)
+    """
+    total = num_rows if num_frames is None else int(num_frames)
+    return SA_V_STEP if num_rows < total and num_rows == -(-total // SA_V_STEP) else 1
+
+
 def _find_sequences(store: Store) -> dict[str, TruthSequence]:
     folders: set[str] = set()
     files: list[str] = []
@@ -390,11 +414,8 @@ def _row_frames(content: Mapping[str, Any], num_rows: int) -> list[int]:
     told = content.get("frame_idx") or content.get("maskmill", {}).get("frame_idx")
     if told is not None:
         return [int(index) for index in told]
-    step = content.get("frame_step")
-    if step is None:
-        total = int(content.get("video_frame_count") or num_rows)
-        step = SA_V_STEP if num_rows < total and num_rows == -(-total // SA_V_STEP) else 1
-    return [row * int(step) for row in range(num_rows)]
+    step = int(content.get("frame_step") or sa_v_step(num_rows, content.get("video_frame_count")))
+    return [row * step for row in range(num_rows)]
 
 
 def _decode(entry: Any, size: tuple[int, int], what: str) -> CroppedMask | None:

@@ -11,14 +11,12 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jobs.ground_truth import sa_v_step
 from jobs.importing.annotations import Annotations
 from jobs.importing.json_stream import JsonFile
 from jobs.importing.segmentation import read_segmentation, read_size
 from jobs.importing.source import Naming, Source
 from workers.errors import ConfigError
-
-SA_V_STEP = 4
-"""SA-V annotates every fourth frame."""
 
 _FIELDS = (
     "video_id",
@@ -115,9 +113,8 @@ def _frame_indices(
         return frame_of
     step = naming.frame_step or known.get("frame_step")
     total = known.get("video_frame_count")
-    if step is None and isinstance(total, int):
-        num_rows = sum(1 for _ in file.lists("masklet"))
-        step = SA_V_STEP if num_rows < total and num_rows == -(-total // SA_V_STEP) else 1
+    if step is None and isinstance(total, (int, float)):
+        step = sa_v_step(sum(1 for _ in file.lists("masklet")), total)
     return lambda row: (row - naming.first_frame) * int(step or 1)
 
 

@@ -430,10 +430,11 @@ def test_ignored_regions_are_void(tmp_path: Path) -> None:
     np.testing.assert_array_equal(frame.masks[1].paste(40, 60), first)
 
 
-@pytest.mark.parametrize("frame_count", [9, 3])
-def test_sa_v_annotates_every_fourth_frame(tmp_path: Path, frame_count: int) -> None:
+# SA-V itself writes its numbers as floats.
+@pytest.mark.parametrize("frame_count", [9, 9.0, 3.0])
+def test_sa_v_annotates_every_fourth_frame(tmp_path: Path, frame_count: float) -> None:
     masks = [box("street", i, i, 5, 5) for i in range(3)]
-    content = {"video_id": "sav_000", "video_height": 40, "video_width": 60}
+    content = {"video_id": "sav_000", "video_height": 40.0, "video_width": 60.0}
     content |= {"video_frame_count": frame_count, "masklet": [[text_rle(m)] for m in masks]}
     (tmp_path / "sav_000_manual.json").write_text(json.dumps(content))
     assert maskmill_import(tmp_path, "--format", "sav", "--gt", tmp_path / "gt") == 0
