@@ -23,6 +23,7 @@ from jobs.parallel import map_bounded
 from jobs.records import Kind, Record
 
 if TYPE_CHECKING:
+    from jobs.commit_log import LogState
     from jobs.dataset import Dataset
     from workers.storage import Store
 
@@ -224,7 +225,13 @@ class Facts:
     condition : str
         ``finished``, ``interrupted``, ``failed``, ``not ended`` or ``a copy without its log``.
     num_planned : int or None
-        Videos of the newest plan, where there is a log or a run.
+        Videos of the newest plan, where there is a log or a run; None where it was about a part
+        of them only, as that of a nightly run is.
+    num_left : int or None
+        Videos that the newest plan had to do and that are neither committed nor in quarantine;
+        None without a log.
+    wall_s : float
+        Running time of all executions.
     executions : list of dict
         The newest rows of `runs`; `config` and `versions` as mappings.
     num_executions : int
@@ -249,6 +256,8 @@ class Facts:
     created_s: float
     condition: str
     num_planned: int | None
+    num_left: int | None
+    wall_s: float
     executions: list[dict[str, Any]]
     num_executions: int
     videos: VideoFacts
@@ -263,18 +272,6 @@ class Facts:
     def num_quarantined(self) -> int:
         """Videos in quarantine."""
         return sum(kind.num_videos for kind in self.failures)
-
-    @property
-    def num_left(self) -> int | None:
-        """Videos of the plan that are neither committed nor in quarantine."""
-        if self.num_planned is None:
-            return None
-        return max(0, self.num_planned - self.videos.num_videos - self.num_quarantined)
-
-    @property
-    def wall_s(self) -> float:
-        """Running time of all executions."""
-        return float(sum(run["wall_s"] for run in self.executions))
 
 
 def gather(dataset: Dataset, store: Store) -> Facts:
@@ -305,21 +302,36 @@ def gather(dataset: Dataset, store: Store) -> Facts:
         condition = state.outcome.value if state.outcome is not None else "finished"
     else:
         condition = "not ended"
+    videos, failures = _videos(dataset), _failures(dataset)
+    num_settled = videos.num_videos + sum(kind.num_videos for kind in failures)
+    num_planned = executions[0]["num_videos"] if executions else None
     return Facts(
         uri=dataset.uri,
         created_s=time.time(),
         condition=condition,
-        num_planned=executions[0]["num_videos"] if executions else None,
+        num_planned=None if num_planned is None or num_settled > num_planned else num_planned,
+        num_left=None if state is None else _num_left(state, executions),
+        wall_s=float(sum(run["wall_s"] for run in executions)),
         executions=executions[:MAX_EXECUTIONS],
         num_executions=len(executions),
-        videos=_videos(dataset),
+        videos=videos,
         objects=_objects(dataset),
         stages=_stages(dataset),
         workers=_workers(dataset),
         throughput=None if state is None else _throughput(store, state.last_seq, executions),
-        failures=_failures(dataset),
+        failures=failures,
         categories=dataset.categories if state is None else state.categories,
     )
+
+
+def _num_left(state: LogState, executions: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return what the newest plan had to do, less what its execution has settled."""
+    if state.plan is None or not executions:
+        return None
+    totals = state.plan.totals
+    todo = totals.get("num_left", totals.get("num_videos", 0)) + totals.get("num_invalid", 0)
+    settled = executions[0]["num_committed"] + executions[0]["num_quarantined"]
+    return max(0, int(todo) - int(settled))
 
 
 def _executions(dataset: Dataset) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from jobs.quality import Measuring, RunQuality, measure_run, read_review, read_s
 from jobs.report_page.facts import Facts, Histogram, gather, top
 from jobs.report_page.pictures import Pictures, take_pictures
 from jobs.report_page.plots import Plots
+from workers.logs import redact
 
 if TYPE_CHECKING:
     from jobs.dataset import Dataset
@@ -118,6 +119,7 @@ def render_page(
     environment = Environment(
         loader=PackageLoader("jobs.report_page", package_path=""),
         autoescape=True,
+        finalize=_shareable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -149,6 +151,15 @@ def render_page(
         quoted_out=shlex.quote(facts.uri),
         quote=shlex.quote,
     )
+
+
+def _shareable(value: Any) -> Any:
+    """Return a value of the template without the secrets of signed URLs: pages are sent around."""
+    from markupsafe import Markup
+
+    is_text = isinstance(value, str) and not isinstance(value, Markup)
+    # Pictures are long, and might hold the name of a secret by chance.
+    return redact(value) if is_text and not value.startswith("data:") else value
 
 
 def _quality(dataset: Dataset, store: Store, facts: Facts) -> Quality:

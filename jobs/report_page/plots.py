@@ -43,6 +43,8 @@ MAX_BARS = 24
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    # A dollar sign in a name is no formula, which could even be a wrong one.
+    "text.parse_math": False,
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,

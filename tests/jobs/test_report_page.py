@@ -5,9 +5,12 @@
   both light and dark define.
 * It says what the tables say: totals, the command, versions, stages, workers, failures with the
   command that reproduces each, the ranked list, and the evaluation if there is one.
-* Text from outside (names, messages) is text in it, never markup.
+* Text from outside (names, messages) is text in it, never markup or a formula; signatures of URLs
+  are left out.
 * A source that is gone costs its pictures, not the page. A copy without its log, and a run that
   has not ended, are told as that.
+* What is left is told of the newest plan, however few videos that was about; speeds are those of
+  all executions, also of those that are not shown.
 * Its size does not grow with the number of videos: ten thousand stay below 10 MB.
 * A destination that exists or is no page: one sentence, exit code 2, nothing is left behind.
 """
@@ -19,6 +22,7 @@ import io
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -35,9 +39,9 @@ from jobs.commit_log import CommitLog
 from jobs.dataset import open_dataset
 from jobs.publication import Publisher
 from jobs.records import Outcome
-from jobs.report_page.facts import MAX_FAILURES_PER_KIND, Histogram, top
+from jobs.report_page.facts import MAX_EXECUTIONS, MAX_FAILURES_PER_KIND, Histogram, gather, top
 from jobs.report_page.page import MAX_REVIEW_ROWS, make_page
-from jobs.report_page.plots import VARIABLES
+from jobs.report_page.plots import VARIABLES, Plots
 from tests.jobs.outputs import run_plan, stage_video, visible_table, worker_row
 from tests.jobs.pictured import track, write_corpus
 from workers.messages import StoreOptions
@@ -220,6 +224,7 @@ def test_source_that_is_gone_and_copy_without_log(place: Path, tmp_path: Path) -
 
 NUM_CROWDED = 10_000
 HOSTILE = "<script>alert(1)</script>&\"'.mp4"
+SIGNED = "X-Amz-Signature=0badc0de"
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +260,7 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> str:
             "message": f"{HOSTILE} is broken: " + "a long story, " * 400,
             "traceback": "Traceback",
             "attempts": 1,
-            "reproduce": f"maskmill run /corpus/{number}.mp4 --out somewhere",
+            "reproduce": f"maskmill run 'https://web/{number}.mp4?{SIGNED}' --out somewhere",
         }
         for number in range(2_000)
     ]
@@ -303,9 +308,39 @@ def test_run_that_has_not_ended(tmp_path: Path) -> None:
     assert "Frames per second over running time" in text
 
 
+def test_newest_plan_is_about_a_part(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    log = CommitLog.acquire(store, "one")
+    log.plan(run_plan())
+    log.commit([stage_video(store, log.epoch, key) for key in (1, 2, 3)])
+    Publisher(log).publish()
+    log.close(Outcome.FINISHED, exit_code=0)
+    for _ in range(MAX_EXECUTIONS):
+        log = CommitLog.acquire(store, "one")
+        log.plan(replace(run_plan(), totals={"num_videos": 2, "num_left": 1, "num_invalid": 1}))
+    dataset = open_dataset(store.uri)
+    assert dataset.state is not None
+    # Given executions that took a second each, more than are shown
+    for run in dataset.state.runs.values():
+        run["wall_s"] = 1.0
+    facts = gather(dataset, store)
+    assert (facts.videos.num_videos, facts.num_planned, facts.num_left) == (3, None, 2)
+    assert len(facts.executions) < facts.num_executions == facts.wall_s
+    page = assert_self_contained(make_page(dataset, store, StoreOptions()))
+    assert "3 videos committed" in page.text("")
+    assert "2 videos of the last plan are left" in page.text("failures")
+
+
 def test_text_is_never_markup(crowded: str) -> None:
     assert "<script" not in crowded
     assert HOSTILE in Page(crowded).text("failures")
+    plot = Plots().ranked([("$\\frac$ <b>", 3), ("dog", 2)], "Objects per category", "objects")
+    assert "$\\frac$ &lt;b&gt;" in plot
+
+
+def test_signed_urls_are_not_passed_on(crowded: str) -> None:
+    assert SIGNED not in crowded
+    assert "?X-Amz-Signature=***" in Page(crowded).text("failures")
 
 
 @pytest.mark.parametrize(
