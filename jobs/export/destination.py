@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import re
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from workers.errors import ConfigError, StoreError
 from workers.messages import StoreOptions
 from workers.spool import spool_folder
-from workers.storage import Store, canonical_uri, open_store, split_uri
+from workers.storage import canonical_uri, open_store, split_uri
 from workers.storage.faults import os_fault
 
 MARKER = "_export.json"
@@ -146,7 +147,8 @@ class _Disk(Folder):
     """A folder on a disk of this machine."""
 
     def __init__(self, place: str) -> None:
-        self._path = Path(place)
+        # Behind a link, which stays what it is, and the folder on the disk that it names.
+        self._path = Path(place).resolve()
         self._work = self._path.parent / f"{self._path.name}{PARTIAL}"
 
     @contextlib.contextmanager
@@ -155,7 +157,7 @@ class _Disk(Folder):
     ) -> Iterator[None]:
         if self._path.exists() and not self._path.is_dir():
             raise ConfigError(f"{self._path} is a file: name a folder to write to")
-        _check_free(open_store(str(self._path)), accepts, overwrite)
+        _check_free(str(self._path), _files_below(self._path), accepts, overwrite)
         # What a power cut may have torn is not continued.
         with contextlib.suppress(OSError):
             identity["boot"] = _BOOT_ID.read_text().strip()
@@ -180,7 +182,7 @@ class _Disk(Folder):
     def _clear(self, marker: Path, accepts: re.Pattern[str]) -> None:
         """Remove what another export left; a folder that nobody marked may be the user's own."""
         if not marker.exists():
-            _check_free(open_store(str(self._work)), accepts, overwrite=True)
+            _check_free(str(self._work), _files_below(self._work), accepts, overwrite=True)
         for child in self._work.iterdir():
             shutil.rmtree(child) if child.is_dir() else child.unlink()
 
@@ -214,7 +216,8 @@ class _Bucket(Folder):
         except (FileNotFoundError, ValueError):
             found = None
         if found is None:
-            _check_free(self._store, accepts, overwrite)
+            keys = (stat.key for stat in self._store.list())
+            _check_free(self._store.uri, keys, accepts, overwrite)
         self._continued = found == identity
         self._store.write_bytes(MARKER, json.dumps(identity).encode())
         if not self._continued:
@@ -229,16 +232,24 @@ class _Bucket(Folder):
         self._store.write_bytes(key, data)
 
 
-def _check_free(store: Store, accepts: re.Pattern[str], overwrite: bool) -> None:
+def _check_free(place: str, keys: Iterable[str], accepts: re.Pattern[str], overwrite: bool) -> None:
     """Refuse a folder with anything in it, or, to be overwritten, with anything of another kind."""
-    for stat in store.list():
+    for key in keys:
         if not overwrite:
-            raise _exists(store.uri)
-        if not accepts.fullmatch(stat.key):
+            raise _exists(place)
+        if not accepts.fullmatch(key):
             raise ConfigError(
-                f"{store.uri} holds {stat.key}, which no export of this format writes: it is not "
+                f"{place} holds {key}, which no export of this format writes: it is not "
                 f"overwritten, choose another folder"
             )
+
+
+def _files_below(folder: Path) -> Iterator[str]:
+    """Yield everything that is lost with a folder: hidden files, too, which stores do not list."""
+    for parent, folders, names in os.walk(folder):
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        for name in itertools.chain(names, links):
+            yield str(Path(parent, name).relative_to(folder))
 
 
 def _exists(place: str) -> ConfigError:

@@ -248,8 +248,20 @@ def test_other_things_are_not_replaced(
     code, told = command(capsys, *words, "davis", tmp_path / "other")
     assert (code, "holds street/notes.txt" in told) == (2, True), told
     assert (tmp_path / "other.partial/street/notes.txt").read_text() == "kept"
+    # Hidden files are things, too, and a link is followed.
+    hidden = tmp_path / "repository"
+    (hidden / ".git").mkdir(parents=True)
+    (hidden / ".git/config").write_text("kept")
+    code, told = command(capsys, "export", run.out, hidden, "--format", "mots")
+    assert (code, "exists" in told) == (2, True), told
+    code, told = command(capsys, *words, "mots", hidden)
+    assert (code, "holds .git/config" in told) == (2, True), told
+    assert (hidden / ".git/config").read_text() == "kept"
     (tmp_path / "empty").mkdir()
-    assert command(capsys, "export", run.out, tmp_path / "empty", "--format", "mots")[0] == 0
+    (tmp_path / "link").symlink_to("empty")
+    assert command(capsys, "export", run.out, tmp_path / "link", "--format", "mots")[0] == 0
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "empty/street/seqinfo.ini").exists()
 
 
 class Interrupted(BaseException):
