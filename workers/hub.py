@@ -108,6 +108,8 @@ def _download(hub_id: str, repository: str, file_name: str, revision: str | None
     except errors.LocalEntryNotFoundError as error:
         if constants.HF_HUB_OFFLINE:
             reason = "HF_HUB_OFFLINE is set and they are not in this node's cache"
+        elif isinstance(error.__cause__, errors.HfHubHTTPError):
+            reason = _answer(error.__cause__)
         else:
             reason = "the hub cannot be reached from here"
         raise StoreUnavailable(_elsewhere(hub_id, file_name, reason)) from error
@@ -131,11 +133,15 @@ def _download(hub_id: str, repository: str, file_name: str, revision: str | None
             f"for {TRANSFORMERS_FILE}, the others for Meta's .pt"
         ) from error
     except errors.HfHubHTTPError as error:
-        reason = f"the hub answered {' '.join(str(error).split())[:120]}"
+        reason = _answer(error)
         raise StoreUnavailable(_elsewhere(hub_id, file_name, reason)) from error
     except OSError as error:
         reason = f"the download failed ({error.strerror or error})"
         raise StoreUnavailable(_elsewhere(hub_id, file_name, reason)) from error
+
+
+def _answer(error: Exception) -> str:
+    return f"the hub answered {' '.join(str(error).split())[:120]}"
 
 
 def _elsewhere(hub_id: str, file_name: str, reason: str) -> str:

@@ -229,11 +229,12 @@ def track(
     num_frames: int,
     *,
     facts: Callable[[Track], Mapping[str, Any]] = lambda track: {},
+    length: int | None = None,
 ) -> Run:
-    """Track the clip's first frames from prompts on frame 0."""
+    """Track the clip's first frames from prompts on frame 0; `length` is the whole video's."""
     logs: dict[int, list[Seen]] = {object_id: [] for object_id in prompts}
     height, width = frames()[0].shape[:2]
-    with made.open_session(height, width, num_frames=num_frames) as session:
+    with made.open_session(height, width, num_frames=length or num_frames) as session:
         assert isinstance(session, EngineSession)
         make_track = session._make_track
 

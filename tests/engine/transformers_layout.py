@@ -87,14 +87,30 @@ def _new_name(name: str) -> str:
     )
 
 
-def write_folder(folder: Path, state: Mapping[str, torch.Tensor], **settings: Any) -> Path:
+def settings_of(image_size: int) -> dict[str, Any]:
+    """Return what a ``config.json`` says of SAM 2.1 tiny at an image size, beside defaults."""
+    side = image_size // 16
+    return {
+        "model_type": "sam2_video",
+        "architectures": ["Sam2VideoModel"],
+        "image_size": image_size,
+        "memory_attention_rope_feat_sizes": [side, side],
+        "prompt_encoder_config": {"image_size": image_size},
+        "vision_config": {"backbone_feature_sizes": [[side * n, side * n] for n in (4, 2, 1)]},
+        "num_maskmem": 7,
+        "sigmoid_scale_for_mem_enc": 20.0,
+    }
+
+
+def write_folder(
+    folder: Path, state: Mapping[str, torch.Tensor], settings: Mapping[str, Any] | None = None
+) -> Path:
     """Write a checkpoint as transformers keeps it; return the folder."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(dict(state), folder / "model.safetensors")
-    config = {"model_type": "sam2_video", "architectures": ["Sam2VideoModel"]} | settings
-    (folder / "config.json").write_text(json.dumps(config))
+    save_file(dict(state), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(settings or settings_of(512)))
     return folder
 
 

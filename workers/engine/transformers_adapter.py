@@ -43,6 +43,7 @@ _TRACKING_PARTS = (
     "object_pointer_proj.",
     "occlusion_spatial_embedding_parameter",
     "temporal_positional_encoding_projection_layer.",
+    "mask_decoder.pred_obj_score_head.",
 )
 """Parameters that only tracking needs."""
 _FAMILIES = {"edgetam": "EdgeTAM", "sam3": "SAM 3", "sam_": "SAM"}

@@ -7,6 +7,7 @@ For those who have their weights in the layout of transformers (``config.json`` 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from workers.engine.bank import Clock
@@ -33,6 +34,10 @@ class SAM2VideoLoader(EngineLoader):
         self, path: str, image_size: int, size: str | None
     ) -> tuple[Any, CheckpointInfo]:
         return load_transformers_network(path, image_size, size=size)
+
+    def _checkpoint(self) -> str:
+        path = Path(super()._checkpoint())
+        return str(path / CHECKPOINT_NAME if path.is_dir() else path)
 
     def _checkpoint_name(self, size: str) -> str:
         return CHECKPOINT_NAME
