@@ -54,7 +54,7 @@ def read_coco(source: Source, naming: Naming, into: Annotations, spool: Path) ->
             for video in file.objects("videos"):
                 place = file.place(f"video {video.get('id')}")
                 title = video.get("file_name") or video.get("name")
-                _add(videos, field(video, "id", place), title, place)
+                _add(videos, field(video, "id", place), title and str(title), place)
             for image in file.objects("images"):
                 place = file.place(f"image {image.get('id')}")
                 frame = _frame(image, videos, naming, place)

@@ -23,7 +23,7 @@ from jobs.importing.ytvis import read_ytvis
 from workers.errors import ConfigError, StoreFull
 from workers.messages import StoreOptions
 from workers.spool import spool_folder
-from workers.storage import open_store
+from workers.storage import canonical_uri, open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +168,10 @@ def import_truth(
     StoreError
         A store refused or did not answer, or no space is left.
     """
+    folder_uri = canonical_uri(destination)
+    for uri in filter(None, (source.uri, source.videos)):
+        if f"{canonical_uri(uri)}/".startswith(f"{folder_uri}/"):
+            raise ConfigError(f"{uri} lies in {destination}, to be replaced: choose another folder")
     if not overwrite and next(iter(open_store(destination, source.options).list()), None):
         raise ConfigError(f"{destination} exists: choose another folder, or pass --overwrite")
     # Nothing that an interrupted import left is continued: its source may have changed.

@@ -74,7 +74,10 @@ def _read_videos(
         names = field(video, "file_names", place)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ConfigError(f"{place} has file_names that are no list of names: mend them")
-        folder = names[0].rpartition("/")[0] if names else ""
+        if not names:
+            # Without frames there is no folder that says what it is called, and no mask either.
+            continue
+        folder = names[0].rpartition("/")[0]
         title = naming.video_of(folder and naming.video_of_sequence(folder), place)
         try:
             size = read_size(video.get("height"), video.get("width"))

@@ -396,6 +396,22 @@ def test_results_of_youtube_vis(tmp_path: Path) -> None:
     assert labels == {(v, renamed[v][i]): label for (v, i), label in LABELS.items()}
 
 
+def test_videos_without_frames(tmp_path: Path) -> None:
+    wanted = scene(overlaps=True)
+    ytvis, sav = write_ytvis(tmp_path, wanted), write_sav(tmp_path, wanted)
+    content = json.loads(ytvis.read_text())
+    content["videos"].append({"id": 9, "height": 40, "width": 60, "length": 0, "file_names": []})
+    ytvis.write_text(json.dumps(content))
+    content = {"video_id": "none", "video_height": 40.0, "video_width": 60.0, "masklet": []}
+    content |= {"masklet_id": [], "maskmill": {"name": "none.mp4", "frame_idx": []}}
+    (sav / "none_auto.json").write_text(json.dumps(content))
+    for name, source in (("ytvis", ytvis), ("sav", sav)):
+        assert (
+            maskmill_import(source, "--format", name, "--gt", tmp_path / "gt", "--overwrite") == 0
+        )
+        assert_same(read_truth(tmp_path / "gt"), wanted)
+
+
 def test_mots_of_kitti(tmp_path: Path) -> None:
     first, second = box("street", 0, 0, 5, 5), box("street", 10, 10, 5, 5)
     region = box("street", 30, 0, 10, 60)
@@ -705,6 +721,9 @@ def test_a_destination_that_exists(tmp_path: Path, capsys: pytest.CaptureFixture
     capsys.readouterr()
     assert maskmill_import(*words, "--gt", foreign, "--overwrite") == 2
     assert_one_sentence(capsys.readouterr().err, "holds mine, which no")
+    # What is read is not removed to make room for what is written.
+    assert maskmill_import(*words, "--gt", source.parent, "--overwrite") == 2
+    assert_one_sentence(capsys.readouterr().err, "lies in .*, to be replaced")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "coco.json",
         "foreign",
