@@ -288,7 +288,7 @@ class _Found:
 
     def add_dates(self, path: str, places: Iterable[str]) -> None:
         """Search the folders that a path with date fields means; those not there yet are empty."""
-        fixed = fixed_folder(path)
+        fixed = fixed_folder(path) or "./"
         root, key = split_uri(fixed)
         store = open_store(root, self.options)
         if next(self._list(store, key), None) is None:

@@ -104,7 +104,7 @@ def test_paths_that_mean_no_dates(path: str, since: str, words: str) -> None:
         list(dated_paths(path, window(since), NOW))
 
 
-def test_only_the_dated_folders_are_listed(tmp_path: Path) -> None:
+def test_only_the_dated_folders_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for day in (16, 17, 18, 19):
         touch(tmp_path / "in" / f"day=2026-11-{day}" / "a.mp4")
     touch(tmp_path / "in" / "other" / "z.mp4")
@@ -115,6 +115,9 @@ def test_only_the_dated_folders_are_listed(tmp_path: Path) -> None:
     # when a file arrived in a dated folder does not matter: all were written now
     assert names(corpus) == ["day=2026-11-17/a.mp4", "day=2026-11-18/a.mp4"]
     assert corpus.root == f"{tmp_path}/in/"
+    monkeypatch.chdir(tmp_path / "in")
+    relative = config.model_copy(update={"paths": ("day=%Y-%m-%d/",)})
+    assert list_corpus(relative).table.equals(list_corpus(config).table)
     globbed = config.model_copy(update={"paths": (f"{tmp_path}/in/day=%Y-%m-%d/*.mp4",)})
     assert names(list_corpus(globbed)) == names(corpus)
 
