@@ -136,7 +136,9 @@ def estimate(config: RunConfig, num_objects: float | None = None) -> Effort:
     seconds = (picture + objects * of_object) / tflops / 1e3
     if not on_gpu:
         seconds += _detection_s(config)
-    told = f"{objects:.2g} objects in a video" + (" (--objects)" if num_objects is None else "")
+    told = f"{objects:.2g} object{'' if objects == 1 else 's'} in a video"
+    if num_objects is None:
+        told += " (--objects)"
     basis = (
         f"{name} {size} at {image_size} pixels, {told}: {picture:.0f} GFLOP a frame and "
         f"{of_object:.0f} an object, {tflops:g} TFLOP/s of {device}"

@@ -111,7 +111,7 @@ def test_plan_tells_what_was_assumed(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "samurai small at 512 pixels, 2.5 objects in a video: 90 GFLOP a frame" in told
     assert "0.09 TFLOP/s of one core" in told
     assert "4 objects in a video" in plan(*prompts, "--objects", "4")
-    assert "1 objects in a video (--objects)" in plan("--allow-unprompted")
+    assert "1 object in a video (--objects)" in plan("--allow-unprompted")
     stated = plan(*prompts, "--fps", "7")
     assert "7 frames/s" in stated
     assert "assumed" not in stated
