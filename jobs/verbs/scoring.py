@@ -134,9 +134,9 @@ def evaluate(
         if faults:
             exit_code = EXIT_INCOMPLETE
         if json_file is not None:
-            _write(json_file, tables.to_json(evaluation, comparison))
+            _write(json_file, tables.to_json(evaluation, comparison), command)
         if csv_file is not None:
-            _write(csv_file, tables.to_csv(evaluation))
+            _write(csv_file, tables.to_csv(evaluation), command)
         if not no_save:
             tables.save_scores(store, evaluation, comparison)
         print()
@@ -217,9 +217,9 @@ def _refuse_folder(path: str | None) -> None:
         raise ConfigError(f"{path} is a folder: give the name of a file")
 
 
-def _write(path: str, data: bytes) -> None:
-    """Write a file whole or not at all; a path or a URL."""
-    from workers.storage import open_store
+def _write(path: str, data: bytes, command: CommandLine) -> None:
+    """Write a file whole or not at all; a path, or a URL that is reached as OUT is."""
+    from workers.storage import split_uri
 
-    folder, _, name = path.rpartition("/")
-    open_store(folder or ("/" if path.startswith("/") else ".")).write_bytes(name, data)
+    root, key = split_uri(path)
+    open_out(root, command).write_bytes(key, data)
