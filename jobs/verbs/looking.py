@@ -186,8 +186,16 @@ def film_path(dest: str | None, name: str) -> Path:
     ------
     ConfigError
         The destination is no file name of a film, or no local one.
+
+    Examples
+    --------
+    >>> str(film_path(None, "park/dogs.mkv")), str(film_path(None, "frames/v1.2"))
+    ('dogs.overlay.mp4', 'v1.2.overlay.mp4')
     """
-    stem = Path(name).stem or "video"
+    from jobs.export.naming import plain_sequence
+
+    # Of folders of frames, v1.1 and v1.2 are two names.
+    stem = plain_sequence(Path(name).name) or "video"
     if dest is None:
         return Path(f"{stem}.overlay.mp4")
     path = local_path(dest)
