@@ -10,7 +10,7 @@ every mask that is not a polygon.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,8 @@ def read_categories(file: JsonFile) -> dict[Any, str]:
     for category in file.objects("categories"):
         place = file.place(f"category {category.get('id')}")
         category_id = field(category, "id", place)
-        if category_id in labels:
-            raise ConfigError(f"{place} is there twice: remove or renumber one")
+        if not isinstance(category_id, Hashable) or category_id in labels:
+            raise ConfigError(f"{place} is there twice or no id at all: remove or renumber it")
         labels[category_id] = str(field(category, "name", place))
     return labels
 
@@ -93,7 +93,7 @@ def label_of(category_id: Any, labels: Mapping[Any, str], place: str) -> str | N
     """
     if category_id is None:
         return None
-    if category_id not in labels:
+    if not isinstance(category_id, Hashable) or category_id not in labels:
         some = ", ".join(f"{key} {name}" for key, name in list(labels.items())[:8])
         raise ConfigError(
             f"{place} is of the category {category_id!r}, which is not among the categories of "

@@ -73,6 +73,8 @@ def _read_video(file: JsonFile, name: str, naming: Naming, into: Annotations) ->
     if ids is not None and (not isinstance(ids, list) or len({str(i) for i in ids}) != len(ids)):
         raise ConfigError(f"masklet_id in {place} is no list of different ids: renumber them")
     labels = own.get("category") or []
+    if not isinstance(labels, list) or not all(n is None or isinstance(n, str) for n in labels):
+        raise ConfigError(f"category in {place} is no list of names: mend it")
     frame_of = _frame_indices(file, own.get("frame_idx", known.get("frame_idx")), known, naming)
     number = -1
     for number, row in enumerate(file.lists("masklet")):
@@ -113,6 +115,10 @@ def _frame_indices(
 
         return frame_of
     step = naming.frame_step or known.get("frame_step")
+    if step is not None and (not isinstance(step, (int, float)) or step < 1 or step % 1):
+        raise ConfigError(
+            f"frame_step in {file.name} is {step!r}, no whole number from 1 on: mend it"
+        )
     total = known.get("video_frame_count")
     if step is None and isinstance(total, (int, float)):
         step = sa_v_step(sum(1 for _ in file.lists("masklet")), total)

@@ -630,6 +630,9 @@ def assert_one_sentence(told: str, pattern: str) -> None:
     assert re.search(pattern, told), told
 
 
+SAV_HEAD = '{"video_height": 4, "video_width": 4, '
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
@@ -641,12 +644,8 @@ def assert_one_sentence(told: str, pattern: str) -> None:
         ("mots", f"1 3001 3 40 60 {GOOD['counts']}", "pass --category NAME=3"),
         ("mots", f"0 1001 1 40 60 {GOOD['counts']}", "pass --first-frame"),
         ("sav", "{}", "is no SA-V annotation"),
-        ("sav", '{"video_height": 4, "video_width": 4, "masklet": []}', "has no masklet"),
-        (
-            "sav",
-            '{"video_height": 4, "video_width": 4, "masklet": [[null]], "masklet_id": [1, 2]}',
-            "has 1 masks for 2 objects",
-        ),
+        ("sav", SAV_HEAD + '"masklet": []}', "has no masklet"),
+        ("sav", SAV_HEAD + '"masklet": [[null]], "masklet_id": [1, 2]}', "1 masks for 2 objects"),
         (
             "ytvis",
             '{"videos": [{"id": 1, "height": 4, "width": 4, "file_names": ["v/0.jpg"]}], '
@@ -655,6 +654,9 @@ def assert_one_sentence(told: str, pattern: str) -> None:
         ),
         ("ytvis", '{"annotations": [{"id": 5, "video_id": 1}]}', "of the video 1, which is not"),
         ("davis", "nothing", "does not exist or holds nothing"),
+        ("sav", SAV_HEAD + '"masklet": [[null]], "frame_step": "x"}', "no whole number from 1 on"),
+        ("sav", SAV_HEAD + '"masklet": [[null]], "maskmill": {"category": [1]}}', "list of names"),
+        ("coco", '{"categories": [{"id": [1], "name": "dog"}]}', "is there twice or no id"),
     ],
 )
 def test_faults_of_other_formats(
