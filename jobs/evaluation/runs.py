@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -220,13 +221,28 @@ def compare(evaluation: Evaluation, other: Evaluation) -> Comparison:
     Returns
     -------
     Comparison
-        Objects are the same when their video's name and their id in the ground truth are.
+        Objects are the same when their video's name and their id in the ground truth are, and,
+        of a video with several time ranges, the range.
     """
-    ours = {(score.video, score.object_id): score.main_score for score in evaluation.objects}
-    theirs = {(score.video, score.object_id): score.main_score for score in other.objects}
-    differences = [Difference(*key, ours[key], theirs[key]) for key in ours if key in theirs]
+    ours, theirs = _main_scores(evaluation), _main_scores(other)
+    differences = [Difference(*key[:2], ours[key], theirs[key]) for key in ours if key in theirs]
     differences.sort(key=lambda d: (d.gain, d.video, d.object_id))
     return Comparison(other, tuple(differences), len(ours.keys() ^ theirs.keys()))
+
+
+def _main_scores(evaluation: Evaluation) -> dict[tuple[str, int, int], float]:
+    """Return the main score of every object by name of its video, its id, and the range's key."""
+    num_ranges = Counter(sequence.video for sequence in evaluation.sequences)
+    return {
+        # A key differs between copies of a corpus, so it only tells ranges apart.
+        (
+            sequence.video,
+            score.object_id,
+            sequence.video_key * (num_ranges[sequence.video] > 1),
+        ): score.main_score
+        for sequence in evaluation.sequences
+        for score in sequence.objects
+    }
 
 
 def summarise(sequences: Iterable[SequenceScore]) -> Measures:

@@ -8,7 +8,8 @@
 * Known frames decide what is measured; frames that a stride left out do not count and are told.
 * `--match iou` pairs objects one to one by overlap, and the output says so.
 * Boxes are measured as OTB does, from its 1-based files and from plain ones.
-* `--against` compares object by object, the largest loss first.
+* `--against` compares object by object, the largest loss first; each time range of a video with
+  itself.
 * JSON, CSV and what is kept below OUT/_evaluation hold the same numbers; the dataset stays whole.
 * What cannot be measured is named in a sentence, the rest is measured, and the exit code is 1;
   nothing to measure at all is exit code 2, and so is a wrong command.
@@ -35,6 +36,9 @@ from PIL import Image
 from jobs.cli import main
 from jobs.commit_log import CommitLog
 from jobs.dataset import open_dataset
+from jobs.evaluation.davis import Statistics
+from jobs.evaluation.runs import Evaluation, compare
+from jobs.evaluation.scoring import Match, ObjectScore, SequenceScore
 from jobs.evaluation.tables import read_scores
 from jobs.maintenance import verify
 from tests.elsewhere import install_elsewhere
@@ -389,6 +393,22 @@ def test_two_runs_are_compared_object_by_object(
     assert "5 of 5 objects have lost" in told
     worst = comparison["differences"][0]
     assert f"{worst['score']:.3f}   1.000  {worst['gain']:+.3f}" in told
+
+
+def test_time_ranges_of_one_video_are_compared_with_themselves() -> None:
+    def evaluation(scores: dict[int, float]) -> Evaluation:
+        sequences = []
+        for video_key, value in scores.items():
+            mean = Statistics(value, value, 0.0)
+            score = ObjectScore("long.mp4", 1, 1, 9, mean, mean)
+            sequences.append(SequenceScore(video_key, "long.mp4", "long", (score,), 9, 0, 0))
+        return Evaluation("out", "gt", Match.ID, True, tuple(sequences), (), (), 0.0)
+
+    compared = compare(evaluation({5: 0.75, 6: 0.5}), evaluation({5: 1.0, 6: 0.25, 7: 0.5}))
+    assert [difference.gain for difference in compared.differences] == [-0.25, 0.25]
+    assert compared.num_alone == 1
+    # Copies of a corpus have other keys, and one range each.
+    assert len(compare(evaluation({5: 0.5}), evaluation({8: 0.5})).differences) == 1
 
 
 def test_files_and_what_is_kept_hold_the_same(place: Place, tmp_path: Path) -> None:
