@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.engine import reference as sam2_reference
+from tests.engine import transformers_layout
 from workers.trackers import base
 from workers.trackers.base import (
     TrackingConfig,
@@ -154,6 +155,11 @@ class Case:
         return create_tracking_loader(self.name, self.config(**changes))
 
 
+def seeing_transformers_checkpoint() -> Path:
+    """Return the weights of the other SAM 2 trackers in the layout of transformers."""
+    return transformers_layout.converted(sam2_reference.seeing_checkpoint())
+
+
 CASES = {
     case.name: case
     for case in (
@@ -172,18 +178,20 @@ CASES = {
                 name,
                 drawn_clip,
                 {"fill_hole_area": 4},
-                checkpoint=sam2_reference.seeing_checkpoint,
-                package="sam2",
+                checkpoint=checkpoint,
+                package=package,
                 is_trained=False,
-                many_frames=100,
-                extra={"image_size": 128, "options": options},
+                many_frames=100 if package == "sam2" else 60,
+                # The engine is the same: for other modules smaller pictures are enough.
+                extra={"image_size": 128 if package == "sam2" else 64, "options": options},
             )
-            for name, options in (
-                ("sam2", {}),
-                ("samurai", {}),
+            for name, options, package, checkpoint in (
+                ("sam2", {}, "sam2", sam2_reference.seeing_checkpoint),
+                ("samurai", {}, "sam2", sam2_reference.seeing_checkpoint),
                 # Pathways of random weights never agree, unless all frames are certain.
-                ("sam2long", {"uncertainty": 0}),
-                ("sam2-rt", {}),
+                ("sam2long", {"uncertainty": 0}, "sam2", sam2_reference.seeing_checkpoint),
+                ("sam2-rt", {}, "sam2", sam2_reference.seeing_checkpoint),
+                ("sam2video", {}, "transformers", seeing_transformers_checkpoint),
             )
         ),
     )
