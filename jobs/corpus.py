@@ -297,13 +297,16 @@ class _Found:
         self.bases.append(store.uri_of(key))
         # The dates in the path say what is new; when a file arrived there does not matter.
         window, self.window = self.window, None
-        for place in places:
-            key = split_uri(place)[1]
+        keys = {place: split_uri(place)[1] for place in places}
+        inventory = self.inventory
+        if inventory is not None:
+            self.inventory = inventory.narrowed([_GLOB.split(key)[0] for key in keys.values()])
+        for place, key in keys.items():
             if _GLOB.search(key):
                 self._search_glob(store, key, place)
             else:
                 self._search(store, key if key.endswith("/") else f"{key}/", place, None)
-        self.window = window
+        self.window, self.inventory = window, inventory
 
     def add_path(self, path: str) -> None:
         root, key = split_uri(path)

@@ -9,8 +9,8 @@ that names data files in CSV (gzip), ORC or Parquet. Source: "Amazon S3 User Gui
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote_plus
@@ -55,6 +55,19 @@ class Inventory:
     _keys: tuple[str, ...]
     _format: str
     _columns: tuple[str, ...]
+    _kept: tuple[ObjectStat, ...] | None = None
+
+    def narrowed(self, prefixes: Sequence[str]) -> Inventory:
+        """Return the report on some prefixes alone, in memory, so that it is read only once.
+
+        Parameters
+        ----------
+        prefixes : sequence of str
+            What will be listed, many times.
+        """
+        wanted = tuple(prefixes)
+        kept = tuple(stat for stat in self.list("") if stat.key.startswith(wanted))
+        return replace(self, _kept=kept)
 
     def list(self, prefix: str) -> Iterator[ObjectStat]:
         """Yield the objects whose keys begin with `prefix`, in the order of the report.
@@ -64,6 +77,9 @@ class Inventory:
         ConfigError
             A data file is missing or is not what the manifest says.
         """
+        if self._kept is not None:
+            yield from (stat for stat in self._kept if stat.key.startswith(prefix))
+            return
         for key in self._keys:
             try:
                 data = self._data.read_bytes(key)

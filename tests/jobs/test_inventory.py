@@ -2,6 +2,7 @@
 
 * CSV (gzip, percent-encoded keys), Parquet and ORC give the rows that listing the bucket gives,
   with the same identity, so that a run may go from one to the other without tracking again.
+* With dates in a path it is read once for all of them.
 * Old versions and deletion markers are no objects; paths and globs choose as they do in a listing.
 * A manifest that is missing, is none, names files that are gone or another bucket's paths: one
   sentence.
@@ -14,6 +15,7 @@ import gzip
 import io
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from urllib.parse import quote_plus
 
 import pyarrow as pa
@@ -23,11 +25,16 @@ from pyarrow import orc
 
 from jobs.config import CorpusConfig, StoreConfig
 from jobs.corpus import list_corpus
+from jobs.inventory import Inventory
 from tests.servers import S3Server
 from workers.errors import ConfigError
 from workers.storage import ObjectStat, open_store
 
-KEYS = ("in/a b+c.mp4", "in/ü/x.mp4", "in/frames/0.jpg", "in/frames/1.jpg", "in/notes.txt", "z.mp4")
+DATED = "day/2026-11-19/d.mp4"
+KEYS = (
+    *("in/a b+c.mp4", "in/ü/x.mp4", "in/frames/0.jpg", "in/frames/1.jpg", "in/notes.txt"),
+    *("z.mp4", DATED, "day/2026-11-17/old.mp4"),
+)
 FORMATS = ("CSV", "Parquet", "ORC")
 SCHEMA = (
     "Bucket, Key, VersionId, IsLatest, IsDeleteMarker, Size, LastModifiedDate, ETag, StorageClass"
@@ -121,9 +128,28 @@ def test_it_gives_what_a_listing_gives(bucket: tuple[S3Server, str], kind: str, 
 def test_without_a_path_it_is_the_whole_bucket(bucket: tuple[S3Server, str]) -> None:
     server, uri = bucket
     corpus = list_corpus(config(server, inventory=f"{uri}/report/Parquet/manifest.json"))
-    assert {"in/a b+c.mp4", "in/ü/x.mp4", "in/frames", "z.mp4"} == set(
-        corpus.table["name"].to_pylist()
-    )
+    videos = {"in/a b+c.mp4", "in/ü/x.mp4", "in/frames", "z.mp4", DATED, "day/2026-11-17/old.mp4"}
+    assert videos == set(corpus.table["name"].to_pylist())
+
+
+def test_with_dates(bucket: tuple[S3Server, str]) -> None:
+    server, uri = bucket
+    given = config(server, f"{uri}/day/%Y-%m-%d/", inventory=f"{uri}/report/CSV/manifest.json")
+    given = given.model_copy(update={"since": "2026-11-18", "until": "2026-11-20"})
+    assert list_corpus(given).table["uri"].to_pylist() == [f"{uri}/{DATED}"]
+
+
+def test_a_narrowed_one_is_not_read_again(tmp_path: Path) -> None:
+    keys = ["day=01/a.mp4", "day=02/a.mp4", "day=02/b.mp4", "other/z.mp4"]
+    table = pa.table({"key": keys, "size": [1, 2, 3, 4], "e_tag": ["a", "b", "c", "d"]})
+    pq.write_table(table, tmp_path / "data.parquet")
+    data = open_store(str(tmp_path))
+    whole = Inventory("uri", "s3://bucket", None, data, ("data.parquet",), "Parquet", ())
+    narrowed = whole.narrowed(["day=02/", "day=03/"])
+    (tmp_path / "data.parquet").unlink()
+    assert [stat.key for stat in narrowed.list("day=02/")] == keys[1:3]
+    assert [stat.key for stat in narrowed.list("day=02/b")] == keys[2:3]
+    assert [*narrowed.list("day=01/"), *narrowed.list("day=03/")] == []
 
 
 def test_what_is_no_inventory(bucket: tuple[S3Server, str]) -> None:
