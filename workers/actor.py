@@ -31,6 +31,7 @@ from workers.errors import (
     PreemptedError,
     StoreError,
     TaskError,
+    is_out_of_memory,
 )
 from workers.logs import RunLog, log_context, process_name
 from workers.messages import (
@@ -317,7 +318,7 @@ class TrackingWorker:
             loader = create_tracking_loader(spec.name, config)
             loader.load()
         except (ValueError, RuntimeError, ImportError) as error:
-            if faults.is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             raise ConfigError(str(error)) from error
         if not loader.can_track and self.spec.prompt_mode is not PromptMode.EVERY_FRAME:

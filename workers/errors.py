@@ -117,3 +117,14 @@ class OutageError(TaskError):
     """A refusal that would meet every video alike: denied credentials or a full disk."""
 
     kind = FailureKind.OUTAGE
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception of any library says that host or device memory ran out."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    # cv2 and parts of CUDA's libraries only say it in words.
+    text = str(error).lower()
+    phrases = ("out of memory", "insufficient memory", "cannot allocate memory")
+    is_library = isinstance(error, RuntimeError | OSError) or type(error).__module__ == "cv2"
+    return is_library and any(phrase in text for phrase in phrases)

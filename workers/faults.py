@@ -20,6 +20,7 @@ from workers.errors import (
     TaskError,
     TrackerError,
     TransientError,
+    is_out_of_memory,
 )
 from workers.storage.faults import FULL
 
@@ -110,17 +111,6 @@ def task_error(error: Exception, name: str) -> TaskError:
         f"{name}: an unexpected {type(error).__name__} stopped it ({_first_line(error)}): the "
         f"traceback tells where; please report it"
     )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception of any library says that host or device memory ran out."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    # cv2 and parts of CUDA's libraries only say it in words.
-    text = str(error).lower()
-    phrases = ("out of memory", "insufficient memory", "cannot allocate memory")
-    is_library = isinstance(error, RuntimeError | OSError) or type(error).__module__ == "cv2"
-    return is_library and any(phrase in text for phrase in phrases)
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from workers.engine.adapter import ABSENT_LOGIT, Features, HeadOutput, Sam2Network
 from workers.engine.bank import Candidates, Entry, Recall, Sighting
 from workers.engine.policies.base import Decided, Track
+from workers.errors import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -119,6 +120,7 @@ class Engine:
         """Tracks, or pictures, computed at once."""
         self._fill_hole_area = fill_hole_area
         self._keep_prompted_masks = keep_prompted_masks
+        self._num_fitted = 0
 
     def encode(self, pixels: Sequence[torch.Tensor]) -> list[Features]:
         """Encode pictures, of any videos.
@@ -154,7 +156,31 @@ class Engine:
         -------
         list of dict of int to Decided
             For each video and object the frames that became final, this one or older ones.
+
+        Raises
+        ------
+        MemoryError
+            There are too many objects; the sentence says how many have fitted.
         """
+        num_objects = sum(len(frame.tracks) for frame in frames)
+        try:
+            decided = self._step(frames)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryError(self._too_many(num_objects)) from error
+        self._num_fitted = max(self._num_fitted, num_objects)
+        return decided
+
+    def _too_many(self, num_objects: int) -> str:
+        size = self.network.image_size
+        return (
+            f"{num_objects} objects at once at image size {size} do not fit into the memory of "
+            f"{self.network.device}, {self._num_fitted} did: track fewer objects or videos at once "
+            f"or choose a smaller image size, and open the session anew"
+        )
+
+    def _step(self, frames: Sequence[FrameWork]) -> list[dict[int, Decided]]:
         import torch
 
         lives = [
