@@ -62,7 +62,7 @@ def pictures(clip: int) -> Sequence[NDArray[np.uint8]]:
     """Return the pictures of one clip, RGB, with even sides."""
     step = 1 if IS_FULL else 4
     frames = reference.frames()[4 * clip :][:NUM_FRAMES]
-    return [np.ascontiguousarray(frame[: 134 * step : step, ::step]) for frame in frames]
+    return [np.ascontiguousarray(frame[:536:step, ::step]) for frame in frames]
 
 
 def write_corpus(folder: Path) -> dict[str, int]:
