@@ -6,8 +6,8 @@ A program, since it takes minutes; `test_submit.py` holds the same contract with
 
 On a head and two nodes with token authentication: `submit --follow`; then, on another output,
 `submit --detach`, the same again (refused), `status`, `logs`, `cancel`, `submit` again, SIGKILL to
-the head in the middle, `status` without a cluster, `submit` to a new cluster. The dataset must equal
-the calm run's, and `verify --deep` must find it whole.
+the head in the middle, `status` without a cluster, `submit` to a new cluster. The dataset must
+equal the calm run's, and `verify --deep` must find it whole.
 """
 
 from __future__ import annotations
