@@ -2,7 +2,7 @@
 
 A program, since it takes minutes; `test_submit.py` holds the same contract with rendered clips.
 
-    python -m tests.e2e.six_clips [--stride 5]
+    python -m tests.e2e.six_clips [--stride N]
 
 On a head and two nodes with token authentication: `submit --follow`; then, on another output,
 `submit --detach`, the same again (refused), `status`, `logs`, `cancel`, `submit` again, SIGKILL to
@@ -87,7 +87,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def main() -> None:
     """Run it all; the exit code is 0 if it went as told."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stride", type=int, default=5)
+    parser.add_argument("--stride", type=int, default=1)
     stride = parser.parse_args().stride
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
