@@ -50,6 +50,8 @@ _log = logging.getLogger(__name__)
 _HEARTBEAT_S = 1.0
 _CENSUS_S = 5.0
 """How often the cluster's resources are looked at, for ``--workers auto``."""
+_LOCAL_STARTS = 3
+"""Some of Ray's waits for its own processes are fixed; a busy machine gets another chance."""
 _REACH_S = 10.0
 """How long a head node may take to accept a connection."""
 _CLOSE_S = 10.0
@@ -337,16 +339,22 @@ class RayPool:
             _check_reachable(address)
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._is_local:
-            # Ray's 30 s are too short for a start on a machine that is busy with other things.
+            # Ray's waits are too short for a start on a machine that is busy with other things.
             os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
             options |= self._local_options()
         else:
             options["address"] = address
-        with _own_sigterm_kept():
+        num_starts = _LOCAL_STARTS if self._is_local else 1
+        for starts_left in reversed(range(num_starts)):
             try:
-                ray.init(**options)
+                with _own_sigterm_kept():
+                    ray.init(**options)
+                break
             except Exception as error:  # a node that starts too slowly raises a bare Exception
-                raise _join_error(address, error) from error
+                if not starts_left or "timed out during startup" not in str(error):
+                    raise _join_error(address, error) from error
+                _log.warning("a local Ray did not start in time and is started again")
+                ray.shutdown()
         self._owns_ray = True
         _keep_messages_off_the_terminal()
 
