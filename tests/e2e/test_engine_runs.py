@@ -52,7 +52,7 @@ IMAGE_SIZE = int(os.environ.get("MASKMILL_IMAGE_SIZE", "128"))
 IS_FULL = IMAGE_SIZE >= reference.IMAGE_SIZE
 KILLED = NAMES if IS_FULL else ("samurai", "sam2long")
 """What a driver leaves behind does not depend on the tracker, but for frames that are undecided."""
-NUM_FRAMES = 6 if IS_FULL else 10
+NUM_CLIPS, NUM_FRAMES = (3, 6) if IS_FULL else (2, 8)
 PATIENCE_S = 3000 if IS_FULL else 300
 BOXES = {1: (0.31, 0.0, 0.54, 0.73), 2: (0.17, 0.24, 0.30, 0.76)}
 """Corners as shares of the picture; the second object is there from the third frame on."""
@@ -66,10 +66,10 @@ def pictures(clip: int) -> Sequence[NDArray[np.uint8]]:
 
 
 def write_corpus(folder: Path) -> dict[str, int]:
-    """Write three clips and ``prompts.jsonl`` beside them; return the frames of each."""
+    """Write the clips and ``prompts.jsonl`` beside them; return the frames of each."""
     folder.mkdir()
     frames, rows = {}, []
-    for clip in range(3):
+    for clip in range(NUM_CLIPS):
         shown = pictures(clip)
         name = f"clip-{clip}.mp4"
         frames[name] = len(shown)
