@@ -24,6 +24,7 @@ from jobs.maintenance import verify
 from tests.cluster import RayCluster, ray_cluster
 from tests.datasets import assert_same, results
 from tests.e2e.corpora import finish, maskmill
+from tests.e2e.test_submit import hold_half_done
 from tests.media import shared_dir
 from workers.storage import open_store
 
@@ -101,18 +102,20 @@ def main() -> None:
             session = Session(cluster, place, stride)
             session.submit(calm, "--follow")
             session.submit(wild, "--detach")
-            wait_until(lambda: num_committed(wild) > 0)
+            workers = hold_half_done(cluster, wild)
             session.submit(wild, expect=3)
             session.call("status", wild)
             session.call("logs", wild)
+            for worker in workers:
+                worker.resume()
             session.call("cancel", wild)
             if not read_state(open_store(str(wild))).closed:
                 raise SystemExit("the cancelled run has not closed its log")
             before = num_committed(wild)
             following = maskmill(*session.words, "--out", wild, "--follow", env=session.environment)
             wait_until(lambda: num_committed(wild) > before or following.poll() is not None)
-            print(f"the head is killed with {num_committed(wild)} of {len(rows)} videos committed")
             cluster.head.kill()
+            print(f"the head was killed with {num_committed(wild)} of {len(rows)} videos committed")
             code, told = finish(following, WAIT_S)
             print(told)
             if code != 3:
