@@ -40,10 +40,12 @@ def test_two_nights_over_a_bucket(seaweedfs: S3Server, tmp_path: Path) -> None:
         assert code == 0, told
         return told
 
-    assert "4 committed" in " ".join(night().split())
+    assert "committed 4 of 4" in " ".join(night().split())
 
     # Between the nights: one changed, one new on a new day, three as they were.
     changed, new = "clip-002.mp4", "clip-009.mp4"
+    for folder in ("changed", "new"):
+        (tmp_path / folder).mkdir()
     write_video(tmp_path / "changed" / changed, num_frames=15)
     upload(seaweedfs, tmp_path / "changed", f"{prefix}/2026-11-18")
     today = f"{datetime.now(UTC):%Y-%m-%d}"
@@ -58,9 +60,8 @@ def test_two_nights_over_a_bucket(seaweedfs: S3Server, tmp_path: Path) -> None:
     told = night()
     first = download(seaweedfs, out, tmp_path / "second")
     assert_whole(first, frames)
-    epochs = {row["name"]: row["attempt_id"].split("-")[0] for row in read_table(first, "videos")}
-    newer = {name for name, epoch in epochs.items() if epoch != min(epochs.values())}
-    assert newer == {f"2026-11-18/{changed}", f"{today}/{new}"}, told
+    tracked = {row["epoch"]: row["num_videos"] for row in read_table(first, "workers").to_pylist()}
+    assert [tracked[epoch] for epoch in sorted(tracked)] == [4, 2], told
 
     # The third night brings nothing.
     assert "5 of 5 videos, settled before" in night()
