@@ -30,6 +30,7 @@ from ray.job_config import JobConfig
 
 from jobs.config import PoolConfig
 from jobs.shipping import installed_version
+from jobs.submitted import use_spare_workers
 from jobs.workforce import (
     AttemptDone,
     AttemptError,
@@ -345,6 +346,7 @@ class RayPool:
         else:
             options["address"] = address
         num_starts = _LOCAL_STARTS if self._is_local else 1
+        use_spare_workers()
         for starts_left in reversed(range(num_starts)):
             try:
                 with _own_sigterm_kept():

@@ -24,6 +24,7 @@ from jobs.records import Job, Outcome
 from jobs.shipping import build_wheel, installed_version
 from jobs.startup import refuse_live
 from jobs.submitted import (
+    GRACE_VARIABLE,
     METADATA_NUMBER,
     METADATA_OUT,
     Submission,
@@ -104,7 +105,7 @@ def submit(
         _refuse_live(store, state, server, tell)
     with tempfile.TemporaryDirectory(prefix="maskmill-") as folder:
         # `cancel` must leave a closed log: Ray reads this where the job's supervisor runs.
-        runtime_env: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_S)}}
+        runtime_env: dict[str, Any] = {"env_vars": {GRACE_VARIABLE: str(GRACE_S)}}
         program, version = ["maskmill"], installed_version()
         if ship_code:
             wheel, version = build_wheel(Path(folder))

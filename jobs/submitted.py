@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -22,8 +22,10 @@ from workers.storage import Store
 METADATA_OUT = "maskmill_out"
 METADATA_NUMBER = "maskmill_submission"
 """Metadata of a Ray job: for which output it was submitted, and as which of its submissions."""
+GRACE_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
+"""Tells the supervisor of a job how many seconds lie between SIGTERM and SIGKILL."""
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Where Ray puts the metadata of a job into the environment of its entrypoint."""
+"""Where Ray puts what a job is into the environment of its entrypoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +175,28 @@ def own_submission(
             f"maskmill {version}: install the same version on both, or pass --ship-code"
         )
     return submission.job, submission.run_id
+
+
+def use_spare_workers(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Keep from the workers of a job what concerns its supervisor alone.
+
+    Ray keeps a few processes ready for actors; one that asks for variables of its own waits for a
+    new process instead, some seconds. To be called before the driver joins the cluster.
+
+    Parameters
+    ----------
+    environment : MutableMapping
+        Variables of this process.
+    """
+    try:
+        config = json.loads(environment.get(_JOB_CONFIG, "{}"))
+        variables = config["runtime_env"]["env_vars"]
+        del variables[GRACE_VARIABLE]
+    except (ValueError, KeyError, TypeError):
+        return
+    if not variables:
+        del config["runtime_env"]["env_vars"]
+    environment[_JOB_CONFIG] = json.dumps(config)
 
 
 def _job_metadata(environment: Mapping[str, str]) -> Mapping[str, Any]:

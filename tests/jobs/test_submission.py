@@ -3,6 +3,7 @@
 * Of two submissions with one number one is recorded; a damaged record says so.
 * A driver knows from its environment which job it is; it refuses an output that does not hold its
   submission, and a command of another version. Outside of a job, or in another tool's, it runs.
+* Its workers get none of the variables that are for the job's supervisor.
 * The fence names the job, and a snapshot keeps it.
 * The command that is submitted means the same configuration, on the cluster that runs it; one that
   holds a secret is refused without showing it.
@@ -43,6 +44,7 @@ from jobs.submitted import (
     read_submission,
     submission_key,
     submission_numbers,
+    use_spare_workers,
 )
 from tests.cluster import free_port
 from tests.jobs.outputs import run_plan
@@ -106,6 +108,22 @@ def test_a_driver_of_another_version(store: Store) -> None:
     claim_submission(store, FIRST)
     with pytest.raises(ConfigError, match=r"submitted by maskmill 0\.1\.0.*has maskmill 0\.2\.0"):
         own_submission(store, "0.2.0", environment(store))
+
+
+def test_what_concerns_the_supervisor_is_kept_from_workers(store: Store) -> None:
+    def variables(**given: str) -> dict[str, object]:
+        config = {"runtime_env": {"env_vars": given, "py_modules": ["x.whl"]}, "metadata": {}}
+        now = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(config)}
+        use_spare_workers(now)
+        left: dict[str, object] = json.loads(now["RAY_JOB_CONFIG_JSON_ENV_VAR"])["runtime_env"]
+        return left
+
+    assert variables(RAY_JOB_STOP_WAIT_TIME_S="60") == {"py_modules": ["x.whl"]}
+    assert variables(RAY_JOB_STOP_WAIT_TIME_S="60", MINE="1")["env_vars"] == {"MINE": "1"}
+    assert variables(MINE="1")["env_vars"] == {"MINE": "1"}
+    nothing: dict[str, str] = {}
+    use_spare_workers(nothing)
+    assert not nothing
 
 
 def test_the_fence_names_the_job(store: Store) -> None:
