@@ -1,12 +1,16 @@
 """Contract: workers and nodes come and go, and the dataset does not show it.
 
 One run on a real cluster with token authentication: the driver is killed with a video committed
-and is started again; both nodes are drained, as before a spot interruption, with videos on their
-workers; a node of another type joins. Then:
+and is started again; both nodes are drained, as before a spot interruption, one with time for the
+video on its worker and one without; a node of another type joins. Then:
 
-* What the drained nodes' workers could not end is tried again elsewhere, and is not charged;
-  nothing is lost or doubled.
+* The drained nodes' workers get no new video; what they could not end was stopped and tried again
+  elsewhere, and is not charged; nothing is lost or doubled.
 * The node that joined is used, although the run had asked for its worker before it was there.
+* The run's metrics are on the exporter of the driver's node, every series with run and tracker,
+  and only those that the table of metrics names.
+* Metrics are of one driver; the tables `videos`, `stages` and `workers` hold all of the run,
+  what a killed driver and a vanished node did included.
 """
 
 from __future__ import annotations
@@ -14,8 +18,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,15 +33,18 @@ import pytest
 
 from jobs.commit_log import read_state
 from jobs.maintenance import verify
+from jobs.metrics import METRICS, MetricKind
 from tests.cluster import RayCluster, RayNode, ray_cluster
 from tests.datasets import assert_whole, read_table
-from tests.e2e.corpora import finish, maskmill, write_corpus
+from tests.e2e.corpora import maskmill, write_corpus
 from tests.scrapes import EXPORT_ENVIRONMENT, Scrape, scrape
 from workers.storage import open_store
 
-NUM_VIDEOS = 12
-SLEEP_S = 0.06
-"""Per frame: a video of 50 frames takes about three seconds."""
+NUM_VIDEOS = 10
+SLEEP_S = 0.1
+"""Per frame: a video of 50 frames takes about five seconds."""
+NOTICE_S = (600, 1)
+"""How long before they go the nodes are told: much more than a video takes, and much less."""
 OTHER_TYPE = '{"accelerator_type:OTHER": 1}'
 
 
@@ -77,6 +87,13 @@ def tracking(out: Path) -> int:
     return sum(worker["state"] == "tracking" for worker in status["workers"].values())
 
 
+def drained(lines: list[str]) -> set[str]:
+    """Return the workers of which a driver said that their node goes, or is gone already."""
+    return set(
+        re.findall(r"worker (worker-[12]):.* its node (?:is|was) taken away", "".join(lines))
+    )
+
+
 def workers_on(node: RayNode) -> set[int]:
     return {process.pid for process in node.find("ray::TrackingWorker")}
 
@@ -109,13 +126,17 @@ def story(cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Stor
     (story.out / "_status.json").unlink(missing_ok=True)
     driver = maskmill(*command, env=environment)
     wait_until(lambda: tracking(story.out) > 0, "a worker at work")
+    lines: list[str] = []
+    reader = threading.Thread(target=lines.extend, args=(driver.stdout,), daemon=True)
+    reader.start()
     # When the nodes are to be taken away, and a larger one of another type comes. The workers
-    # stand still while that is announced: on a busy machine it takes longer than a video.
+    # stand still until the driver knows: on a busy machine that takes longer than a video.
     workers = [process for node in cluster.nodes for process in node.find("ray::TrackingWorker")]
     for worker in workers:
         worker.suspend()
-    for node in list(cluster.nodes):
-        cluster.drain(node, deadline_s=8)
+    for node, notice_s in zip(cluster.nodes, NOTICE_S, strict=True):
+        cluster.drain(node, deadline_s=notice_s)
+    wait_until(lambda: len(drained(lines)) == len(NOTICE_S), "word of both drains")
     for worker in workers:
         with contextlib.suppress(psutil.NoSuchProcess):
             worker.resume()
@@ -127,7 +148,8 @@ def story(cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Stor
         if found.samples:
             story.scrapes.append(found)
         time.sleep(0.5)
-    story.code, story.told = finish(driver)
+    reader.join()
+    story.code, story.told = driver.returncode, "".join(lines)
     return story
 
 
@@ -142,6 +164,23 @@ def test_nothing_is_lost_doubled_or_charged(story: Story) -> None:
     assert "quarantine" not in story.told
 
 
+def test_what_could_not_end_in_time_was_stopped_and_tried_elsewhere(story: Story) -> None:
+    lines = story.logs()
+    draining = [line for line in lines if "its node is taken away" in line["message"]]
+    assert draining
+    for line in draining:
+        worker_id, since = line["message"].split()[1].rstrip(":"), line["time"]
+        begun = [one for one in lines if f"begins on {worker_id}" in one["message"]]
+        assert not [one for one in begun if one["time"] > since]
+        # Empty in time it is released; where everything is slow its node takes it along.
+        ends = (f"{worker_id} is released", f"{worker_id} is lost (preempted)")
+        assert [one for one in lines if one["message"].startswith(ends)]
+    # One worker ended its video and one was stopped; the second time nothing happened.
+    videos = read_table(story.out, "videos").to_pylist()
+    (stopped,) = [row for row in videos if row["attempts"] != 1]
+    assert (stopped["attempts"], stopped["error_class"]) == (2, "preempted")
+
+
 def test_the_node_that_joined_is_used(story: Story) -> None:
     workers = read_table(story.out, "workers").to_pylist()
     rows = [row for row in workers if row["pid"] in story.joined]
@@ -150,3 +189,55 @@ def test_the_node_that_joined_is_used(story: Story) -> None:
     assert drained
     # What they did before their nodes went is kept.
     assert sum(row["busy_s"] for row in drained) > 0
+
+
+def test_metrics_are_those_of_the_table(story: Story) -> None:
+    counts: Counter[tuple[str, str]] = Counter()
+    by_name = {metric.exported_name: metric for metric in METRICS}
+    for sample in story.last_scrape.samples:
+        name = sample.name
+        for suffix in ("_bucket", "_sum", "_count"):
+            if name.removesuffix(suffix) in by_name:
+                name = name.removesuffix(suffix)
+        metric = by_name[name]
+        assert sample.labels["run"]
+        assert sample.labels["tracker"] == "fake"
+        assert metric.labels.keys() <= sample.labels.keys()
+        for label, values in metric.labels.items():
+            assert not values or sample.labels[label] in values
+        # A killed driver's series stay on the exporter for a while, beside its successor's.
+        counts[name, sample.labels["WorkerId"]] += 1
+    # Everything is told by the middle of a run, but for what did not happen and what needs a GPU.
+    silent = {"ray_maskmill_gpu_memory_bytes", "ray_maskmill_lost_workers_total"}
+    assert by_name.keys() - {name for name, _ in counts} <= silent
+    for (name, _), count in counts.items():
+        metric = by_name[name]
+        num_buckets = len(metric.boundaries) + 3 if metric.kind is MetricKind.HISTOGRAM else 1
+        assert count <= metric.max_series * num_buckets
+
+
+def test_metrics_are_of_one_driver_and_the_log_is_of_the_run(story: Story) -> None:
+    videos = read_table(story.out, "videos").to_pylist()
+    stages = read_table(story.out, "stages").to_pylist()
+    workers = read_table(story.out, "workers").to_pylist()
+    last = story.last_scrape
+    (run_id,) = {s.labels["run"] for s in last.samples}
+    by_driver = max(
+        sum(s.value for s in last.samples if s.name == name and s.labels["WorkerId"] == driver)
+        for name in ["ray_maskmill_frames_committed_total"]
+        for driver in {s.labels["WorkerId"] for s in last.samples}
+    )
+    # The tables hold every frame once, whoever tracked it.
+    num_frames = sum(story.frames.values())
+    assert sum(row["frames_tracked"] for row in videos) == num_frames
+    assert sum(row["items"] for row in stages if row["stage"] == "track") == num_frames
+    assert sum(row["num_frames"] for row in workers) == num_frames
+    assert {row["run_id"] for row in workers} == {run_id}
+    assert {row["epoch"] for row in workers} == {1, 2}
+    # The metrics of the second driver know nothing of what the first one did; and what was stepped
+    # and then stopped is in them, and in no table.
+    assert story.num_before >= 1
+    assert by_driver < num_frames
+    stepped = last.total("ray_maskmill_frames_total")
+    assert stepped > last.total("ray_maskmill_frames_committed_total")
+    assert last.total("ray_maskmill_failed_attempts_total", kind="preempted") >= 1
