@@ -321,7 +321,8 @@ class _Found:
             return
         local = store.local_path(key) if key else None
         if local is not None and not local.exists():
-            raise ConfigError(f"{path} does not exist: correct the path of the corpus")
+            hint = _dates(path)
+            raise ConfigError(f"{path} does not exist: correct the path of the corpus{hint}")
         if key and not key.endswith("/") and store.uri.startswith(UNLISTED):
             raise ConfigError(
                 f"{path} does not exist: correct the URL; a web server cannot be listed, so name "
@@ -352,7 +353,7 @@ class _Found:
         return (
             f"no video was found in {where}{other}: looked for files such as .mp4, .mov, .mkv, "
             ".webm, .avi and .ts, and for folders of .jpg or .png images; correct the path, or "
-            "name the files themselves"
+            f"name the files themselves{_dates(where)}"
         )
 
     def _add_object(self, store: Store, found: ObjectStat, path: str) -> None:
@@ -546,6 +547,11 @@ def _glob_expression(pattern: str) -> str:
             parts.append({"*": "[^/]*", "?": "[^/]"}.get(char, re.escape(char)))
             position += 1
     return "".join(parts)
+
+
+def _dates(path: str) -> str:
+    """Return what else to do about a path that was taken literally; empty for most."""
+    return ", or say --since, which gives its date fields their dates" if has_dates(path) else ""
 
 
 def _without_duplicates(

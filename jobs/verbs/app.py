@@ -24,6 +24,7 @@ app = typer.Typer(
 OutArgument = Annotated[
     str, typer.Argument(metavar="OUT", help="Folder or URL of a dataset.", show_default=False)
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 
 
 def open_out(uri: str, command: CommandLine) -> Store:

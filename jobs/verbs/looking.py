@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.flags import STORES, CommandLine, configured
-from jobs.verbs.app import OutArgument, app, open_out
+from jobs.verbs.app import OutArgument, Overwrite, app, open_out
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from workers.messages import StoreOptions
 
 PANEL = "Look at a dataset"
-
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
-
 
 @app.command(rich_help_panel=PANEL)
 @configured(STORES)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.flags import STORES, CommandLine, configured
-from jobs.verbs.app import OutArgument, app, open_out
+from jobs.verbs.app import OutArgument, Overwrite, app, open_out
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def evaluate(
         str | None,
         typer.Option("--csv", metavar="FILE", help="Write a row per object and sequence here."),
     ] = None,
+    overwrite: Overwrite = False,
     top: Annotated[
         int, typer.Option("--top", metavar="N", min=0, help="How many objects to look at first.")
     ] = 10,
@@ -98,7 +99,8 @@ def evaluate(
         if value is not None and gt is None:
             raise ConfigError(f"{flag} needs the ground truth to measure by: give --gt DIR")
     for path in (json_file, csv_file):
-        _refuse_folder(path)
+        if path is not None:
+            _refuse_existing(path, overwrite, command)
     store = open_out(out, command)
     dataset = Dataset(store)
     _tell_state(dataset, out)
@@ -212,9 +214,15 @@ def _match(text: str) -> Match:
         raise ConfigError(f"--match is id or iou, not {text!r}") from None
 
 
-def _refuse_folder(path: str | None) -> None:
-    if path is not None and "://" not in path and Path(path).is_dir():
+def _refuse_existing(path: str, overwrite: bool, command: CommandLine) -> None:
+    """Refuse a folder, and a file that exists unless it may be replaced; measuring takes long."""
+    from workers.storage import split_uri
+
+    if "://" not in path and Path(path).is_dir():
         raise ConfigError(f"{path} is a folder: give the name of a file")
+    root, key = split_uri(path)
+    if not overwrite and open_out(root, command).stat(key) is not None:
+        raise ConfigError(f"{path} exists: give another name, or --overwrite")
 
 
 def _write(path: str, data: bytes, command: CommandLine) -> None:

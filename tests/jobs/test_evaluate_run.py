@@ -411,7 +411,9 @@ def test_time_ranges_of_one_video_are_compared_with_themselves() -> None:
     assert len(compare(evaluation({5: 0.5}), evaluation({8: 0.5})).differences) == 1
 
 
-def test_files_and_what_is_kept_hold_the_same(place: Place, tmp_path: Path) -> None:
+def test_files_and_what_is_kept_hold_the_same(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     shutil.copytree(place.worse, out)
     words = ["eval", str(out), "--gt", str(place.gt)]
@@ -431,6 +433,13 @@ def test_files_and_what_is_kept_hold_the_same(place: Place, tmp_path: Path) -> N
         == ("object", document["sequences"][0]["video"], str(first["object_id"]))
     ]
     assert float(row["f_mean"]) == first["f_mean"]
+    # Files that are there are only replaced when asked for.
+    (tmp_path / "s.csv").unlink()
+    assert main(words) == 2
+    assert f"{tmp_path / 's.json'} exists" in capsys.readouterr().err
+    assert not (tmp_path / "s.csv").exists()
+    assert main([*words, "--overwrite"]) == 0
+    assert (tmp_path / "s.csv").exists()
     # The tables of the dataset are not touched.
     assert verify(open_store(str(out))).exit_code == 0
     assert open_dataset(str(out)).table("videos").num_rows == 2

@@ -129,6 +129,9 @@ def test_a_day_without_videos_is_no_error(tmp_path: Path) -> None:
     nowhere = config.model_copy(update={"paths": (f"{tmp_path}/inn/%Y-%m-%d",)})
     with pytest.raises(ConfigError, match="inn/ holds nothing"):
         list_corpus(nowhere)
+    literal = config.model_copy(update={"since": None})
+    with pytest.raises(ConfigError, match="or say --since"):
+        list_corpus(literal)
 
 
 def test_what_changed_is_found_by_its_time(tmp_path: Path) -> None:

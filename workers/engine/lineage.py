@@ -75,6 +75,8 @@ class Spool:
 class Node:
     """One hypothesis about one frame.
 
+    Where hypotheses never agree there are thousands of them, so each is kept small.
+
     Attributes
     ----------
     parent : Node or None
@@ -85,13 +87,11 @@ class Node:
         Of the mask.
     kept : bytes, tuple, or None
         The mask in the spool; None where the object is absent.
-    size : tuple of int
-        Height and width of the mask.
-    children : set of Node
+    children : tuple of Node
         Live hypotheses about the frame after.
     """
 
-    __slots__ = ("children", "confidence", "kept", "parent", "size", "step")
+    __slots__ = ("children", "confidence", "kept", "parent", "step")
 
     def __init__(
         self,
@@ -99,14 +99,12 @@ class Node:
         step: int,
         confidence: float,
         kept: bytes | tuple[int, int] | None,
-        size: tuple[int, int],
     ) -> None:
         self.parent = parent
         self.step = step
         self.confidence = confidence
         self.kept = kept
-        self.size = size
-        self.children: set[Node] = set()
+        self.children: tuple[Node, ...] = ()
 
 
 class Lineage:
@@ -121,10 +119,11 @@ class Lineage:
     def __init__(self, spool: Spool) -> None:
         self.spool = spool
         self._root: Node | None = None
+        self._size = (0, 0)  # of every mask
 
     def plant(self, step: int) -> Node:
         """Begin: everything up to this frame is decided."""
-        self._root = Node(None, step, 0.0, None, (0, 0))
+        self._root = Node(None, step, 0.0, None)
         return self._root
 
     @property
@@ -132,16 +131,17 @@ class Lineage:
         """Frames between the root and the newest hypothesis."""
         count, node = 0, self._root
         while node is not None and node.children:
-            count, node = count + 1, next(iter(node.children))
+            count, node = count + 1, node.children[0]
         return count
 
     def grow(self, parent: Node, step: int, sighting: Sighting) -> Node:
         """Add a hypothesis about the next frame."""
-        kept, size = None, (0, 0)
+        kept = None
         if sighting.mask is not None:
-            kept, size = self.spool.put(rle.encode(sighting.mask)), sighting.mask.shape
-        node = Node(parent, step, sighting.confidence, kept, size)
-        parent.children.add(node)
+            kept = self.spool.put(rle.encode(sighting.mask))
+            self._size = sighting.mask.shape
+        node = Node(parent, step, sighting.confidence, kept)
+        parent.children += (node,)
         return node
 
     def settle(self, tips: Iterable[Node]) -> list[tuple[int, Sighting]]:
@@ -188,8 +188,9 @@ class Lineage:
             node = node.parent
         assert self._root is not None
         for chosen, after in zip([self._root, *reversed(path)], reversed(path), strict=False):
-            for other in chosen.children - {after}:
-                self._cut_whole(other)
+            for other in chosen.children:
+                if other is not after:
+                    self._cut_whole(other)
         decided = [(chosen.step, self._sighting(chosen)) for chosen in reversed(path)]
         self._root = tip
         tip.parent = None
@@ -198,7 +199,7 @@ class Lineage:
     def _cut(self, node: Node) -> Node | None:
         parent = node.parent
         if parent is not None:
-            parent.children.discard(node)
+            parent.children = tuple(child for child in parent.children if child is not node)
         if node.kept is not None:
             self.spool.drop(node.kept)
         return parent
@@ -211,13 +212,13 @@ class Lineage:
             if at.kept is not None:
                 self.spool.drop(at.kept)
         if node.parent is not None:
-            node.parent.children.discard(node)
+            node.parent.children = tuple(c for c in node.parent.children if c is not node)
 
     def _sighting(self, node: Node) -> Sighting:
         """Return what a node says of its frame, and free its mask."""
         if node.kept is None:
             return Sighting(node.confidence, None)
-        mask = rle.decode(self.spool.get(node.kept), *node.size)
+        mask = rle.decode(self.spool.get(node.kept), *self._size)
         self.spool.drop(node.kept)
         node.kept = None
         return Sighting(node.confidence, mask)
@@ -236,13 +237,13 @@ class Lineage:
                 nodes.append(node)
                 waiting += node.children
         return {
+            "size": list(self._size),
             "nodes": [
                 [
                     None if n.parent is None else places[id(n.parent)],
                     n.step,
                     n.confidence,
                     None if n.kept is None else self.spool.get(n.kept),
-                    list(n.size),
                 ]
                 for n in nodes
             ],
@@ -252,12 +253,13 @@ class Lineage:
     def set_state(self, state: Any) -> list[Node]:
         """Take back what `get_state` returned; return the tips."""
         nodes: list[Node] = []
-        for parent, step, confidence, counts, size in state["nodes"]:
+        self._size = tuple(state["size"])
+        for parent, step, confidence, counts in state["nodes"]:
             above = None if parent is None else nodes[parent]
             kept = None if counts is None else self.spool.put(counts)
-            node = Node(above, step, confidence, kept, tuple(size))
+            node = Node(above, step, confidence, kept)
             if above is not None:
-                above.children.add(node)
+                above.children += (node,)
             nodes.append(node)
         self._root = nodes[0] if nodes else None
         return [nodes[i] for i in state["tips"]]
