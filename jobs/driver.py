@@ -63,6 +63,7 @@ from jobs.startup import (
 )
 from jobs.status import STATUS_KEY, LiveStatus
 from jobs.submitted import own_submission
+from jobs.under_way import Attempts, UnderWay
 from jobs.workforce import (
     AttemptDone,
     AttemptError,
@@ -78,10 +79,8 @@ from workers.logs import RunLog, log_context, process_name
 from workers.messages import (
     Attempt,
     Phase,
-    Progress,
     Proposal,
     TaskFailed,
-    VideoSource,
     WorkerSpec,
 )
 from workers.storage import Store, open_store
@@ -323,8 +322,7 @@ class _Run:
         self.proposed_s: list[float] = []
         self.gpus: dict[str, int] = {}
         self.outbox = Outbox(log, self.clock, self.worker_rows)
-        self.under_way: dict[str, _UnderWay] = {}
-        self.on_worker: defaultdict[str, dict[str, _UnderWay]] = defaultdict(dict)
+        self.attempts = Attempts()
         self.failures: dict[int, FailureKind] = {}
         self.waiting_since_s: dict[int, float] = {}
         self.category_ids: dict[str, int] = {}
@@ -567,7 +565,7 @@ class _Run:
                 self.reporter.on_message("warning", text)
                 return self.scheduler.worker_draining(worker_id, now + ends_in_s, now)
             case AttemptDone(attempt_id=attempt_id, proposal=proposal):
-                if attempt_id in self.under_way:
+                if self.attempts.get(attempt_id) is not None:
                     fault = self.propose(attempt_id, proposal)
                     if fault is not None:
                         self.ended(attempt_id, fault.kind)
@@ -576,7 +574,7 @@ class _Run:
                         )
                 return self.scheduler.attempt_finished(attempt_id, now)
             case AttemptError(attempt_id=attempt_id, failed=failed):
-                with self.about(attempt_id):
+                with self.attempts.about(attempt_id):
                     _log.warning("the attempt failed (%s): %s", failed.kind.value, failed.message)
                 self.ended(attempt_id, failed.kind)
                 return self.scheduler.attempt_failed(
@@ -584,9 +582,8 @@ class _Run:
                 )
             case Heartbeat(worker_id=worker_id, progress=beats):
                 for beat in beats:
-                    if (under_way := self.under_way.get(beat.attempt_id)) is not None:
-                        under_way.progress = beat
-                        self.stepped(under_way, beat.num_steps if _is_tracked(beat) else 0)
+                    if (under_way := self.attempts.get(beat.attempt_id)) is not None:
+                        self.stepped(under_way.heard(beat))
                     actions += self.scheduler.progress(
                         beat.attempt_id, beat.phase, beat.num_steps, now, beat.num_bytes
                     )
@@ -646,15 +643,13 @@ class _Run:
         row = int(self.plan.order[action.task])
         source = self.plan.corpus.source(row)
         since_s = self.waiting_since_s.pop(action.task, self.start_s)
-        under_way = _UnderWay(
-            action.task, action.number, action.worker_id, source, self.clock() - since_s
-        )
-        self.under_way[action.attempt_id] = under_way
-        self.on_worker[action.worker_id][action.attempt_id] = under_way
+        queue_s = self.clock() - since_s
+        under_way = UnderWay(action.task, action.number, action.worker_id, source, queue_s)
+        self.attempts.begin(action.attempt_id, under_way)
         self.num_retries += action.number > 1
         self.metrics.began()
         self.ledger.began(action.worker_id, action.attempt_id)
-        with self.about(action.attempt_id):
+        with self.attempts.about(action.attempt_id):
             _log.info("try %d begins on %s", action.number, action.worker_id)
         try:
             prompts, prompts_dir = self.plan.prompts.prompts_for(row, self.category_ids)
@@ -679,7 +674,8 @@ class _Run:
 
     def propose(self, attempt_id: str, proposal: Proposal) -> TaskFailed | None:
         """Keep what a finished attempt wants to commit; return why it cannot be, if so."""
-        under_way = self.under_way[attempt_id]
+        under_way = self.attempts.get(attempt_id)
+        assert under_way is not None
         source = under_way.source
         commit = VideoCommit.from_proposal(
             proposal,
@@ -702,14 +698,14 @@ class _Run:
 
     def commit(self, attempt_id: str) -> list[Action]:
         """Make a finished attempt part of the dataset."""
-        with self.about(attempt_id):
+        with self.attempts.about(attempt_id):
             _log.info("tracked, to be committed")
-        under_way = self.forget(attempt_id)
+        under_way = self.attempts.end(attempt_id)
         assert under_way is not None
         assert under_way.commit is not None, "the scheduler commits only what has finished"
         self.failures.pop(under_way.task, None)
         num_frames = int(under_way.commit.video["frames_tracked"])
-        self.stepped(under_way, num_frames)
+        self.stepped(under_way.gained(num_frames))
         self.metrics.committed(under_way.commit, time.time())
         self.proposed_s.append(self.clock())
         self.outbox.commit(under_way.commit)
@@ -733,13 +729,11 @@ class _Run:
         self.reporter.on_message("info", f"{peak / 2**30:.1f} GiB of GPU memory measured: {reason}")
         return self.scheduler.replace_workers(reason, self.clock())
 
-    def stepped(self, under_way: _UnderWay, num_frames: int) -> None:
-        """Count the frames that an attempt has stepped beyond those that were counted."""
-        gained = num_frames - under_way.num_counted
-        if gained > 0:
-            under_way.num_counted = num_frames
-            self.num_stepped += gained
-            self.metrics.stepped(gained, time.time())
+    def stepped(self, num_frames: int) -> None:
+        """Count frames that trackers have stepped."""
+        if num_frames:
+            self.num_stepped += num_frames
+            self.metrics.stepped(num_frames, time.time())
 
     def note_logged(self) -> None:
         """Observe how long results waited for the log, once it has them."""
@@ -782,7 +776,7 @@ class _Run:
 
     def ended(self, attempt_id: str, kind: FailureKind) -> None:
         """Note that an attempt came to nothing."""
-        under_way = self.forget(attempt_id)
+        under_way = self.attempts.end(attempt_id)
         if under_way is None:
             return
         self.metrics.failed(kind)
@@ -793,28 +787,12 @@ class _Run:
 
     def lost(self, worker_id: str, kind: FailureKind, reason: str) -> None:
         """Note that a worker is gone, and every attempt on it."""
-        for attempt_id in list(self.on_worker[worker_id]):
+        for attempt_id in self.attempts.ids_on(worker_id):
             self.ended(attempt_id, kind)
-        del self.on_worker[worker_id]
         self.speeds.remove(worker_id)
         self.gpus.pop(worker_id, None)
         self.ledger.gone(worker_id, reason)
         self.reporter.on_worker(worker_id, WorkerState.LOST)
-
-    def forget(self, attempt_id: str) -> _UnderWay | None:
-        """Take an attempt off the books."""
-        under_way = self.under_way.pop(attempt_id, None)
-        if under_way is not None:
-            self.on_worker[under_way.worker_id].pop(attempt_id, None)
-        return under_way
-
-    def about(self, attempt_id: str) -> contextlib.AbstractContextManager[None]:
-        """Say which attempt the lines logged within the block are about."""
-        under_way = self.under_way.get(attempt_id)
-        if under_way is None:
-            return log_context(attempt_id=attempt_id)
-        source = under_way.source
-        return log_context(video=source.name, video_key=source.video_key, attempt_id=attempt_id)
 
     # Beside the loop.
 
@@ -841,28 +819,22 @@ class _Run:
 
     def show_worker(self, worker_id: str) -> None:
         """Tell what a worker is doing: of several attempts, the one that is furthest."""
-        furthest = self.furthest(worker_id)
+        furthest = self.attempts.furthest(worker_id)
         if furthest is None:
             self.reporter.on_worker(worker_id, WorkerState.IDLE)
-        elif furthest.progress is not None and furthest.progress.phase is not Phase.WAITING:
-            state = _SHOWN[furthest.progress.phase]
+        elif furthest.progress is not None and furthest.shown is not None:
             num_steps = furthest.progress.num_steps
-            self.reporter.on_worker(worker_id, state, furthest.source.name, num_steps)
-
-    def furthest(self, worker_id: str) -> _UnderWay | None:
-        """Return the attempt of a worker that is tracked, else finished, downloaded or waiting."""
-        return max(self.on_worker[worker_id].values(), key=_UnderWay.rank, default=None)
+            self.reporter.on_worker(worker_id, furthest.shown, furthest.source.name, num_steps)
 
     def counts(self) -> Counts:
         """Return where the run stands, unfinished videos included."""
-        moving = [u.progress for u in self.under_way.values() if u.progress is not None]
+        num_frames, num_masks = self.attempts.unfinished()
         return Counts(
             num_committed=self.num_committed,
             num_quarantined=self.num_quarantined,
             num_retries=self.num_retries,
-            num_frames=self.num_frames
-            + sum(p.num_steps for p in moving if p.phase in (Phase.TRACKING, Phase.FINISHING)),
-            num_masks=self.num_masks + sum(p.num_masks for p in moving),
+            num_frames=self.num_frames + num_frames,
+            num_masks=self.num_masks + num_masks,
         )
 
     def show(self) -> None:
@@ -884,15 +856,6 @@ class _Run:
 
     def write_status(self, *, ended: bool = False) -> None:
         """Overwrite `_status.json`; advisory, so a store that fails is no reason to stop."""
-        workers = {}
-        for worker_id in self.on_worker:
-            if (furthest := self.furthest(worker_id)) is not None:
-                progress = furthest.progress
-                workers[worker_id] = {
-                    "state": progress.phase.value if progress else "starting",
-                    "video": furthest.source.name,
-                    "num_steps": progress.num_steps if progress else 0,
-                }
         status = LiveStatus(
             run_id=self.run_id,
             owner=self.log.owner,
@@ -903,7 +866,7 @@ class _Run:
             num_skipped=self.plan.num_settled,
             num_frames_planned=self.plan.num_frames_left or None,
             ended=ended,
-            workers=workers,
+            workers=self.attempts.status(),
             job=self.log.state.job.to_json() if self.log.state.job else None,
             **asdict(self.counts()),
         )
@@ -1019,38 +982,6 @@ class _Run:
             for key, entry in self.log.state.quarantined.items()
             if key in ours
         )
-
-
-@dataclass(slots=True)
-class _UnderWay:
-    """An attempt that was sent to a worker."""
-
-    task: int
-    number: int
-    worker_id: str
-    source: VideoSource
-    queue_s: float
-    progress: Progress | None = None
-    num_counted: int = 0
-    """Frames that were counted as stepped."""
-    commit: VideoCommit | None = None
-
-    def rank(self) -> int:
-        """Return how much its worker is busy with it."""
-        return _RANKED.index(self.progress.phase) if self.progress is not None else -1
-
-
-_RANKED = (Phase.WAITING, Phase.DOWNLOADING, Phase.FINISHING, Phase.TRACKING)
-_SHOWN = {
-    Phase.DOWNLOADING: WorkerState.DOWNLOADING,
-    Phase.TRACKING: WorkerState.TRACKING,
-    Phase.FINISHING: WorkerState.FINISHING,
-}
-
-
-def _is_tracked(beat: Progress) -> bool:
-    """Whether the steps of a heartbeat are those of the tracker."""
-    return beat.phase in (Phase.TRACKING, Phase.FINISHING)
 
 
 def _limits(config: RunConfig) -> Limits:

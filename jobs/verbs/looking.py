@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PANEL = "Look at a dataset"
 
+
 @app.command(rich_help_panel=PANEL)
 @configured(STORES)
 def render(
