@@ -142,6 +142,9 @@ class PoolConfig(Section):
     videos_per_worker: int = Field(default=1, ge=1)
     stuck_after_s: float = Field(default=300, gt=0)
     """An attempt without progress for this long is stopped."""
+    place_within_s: float = Field(default=1800, gt=0)
+    """How long a cluster may have no place for any worker before the run ends: enough for an
+    autoscaler to bring a node, with driver and image."""
     ray_address: str | None = None
     """None starts a local Ray, or joins the one that RAY_ADDRESS names."""
     spool_dir: str | None = None
@@ -184,6 +187,9 @@ class LimitsConfig(Section):
     """Worker-hours of this start, the loading of models included."""
     deadline: str | None = None
     """A duration, a clock time, or a date with a time; see `jobs.limits.parse_deadline`."""
+    exit_code: Literal[0, 130] = 130
+    """What a start ends with that a limit has stopped: 130 as for a signal, or 0 for schedulers,
+    which would try again at once what shall wait for the next night."""
 
     @field_validator("deadline")
     @classmethod

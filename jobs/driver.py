@@ -61,7 +61,7 @@ from jobs.startup import (
     weights_sha256,
     with_labels,
 )
-from jobs.status import STATUS_KEY, LiveStatus
+from jobs.status import LifeSign, LiveStatus
 from jobs.submitted import own_submission
 from jobs.under_way import Attempts, UnderWay
 from jobs.workforce import (
@@ -70,12 +70,13 @@ from jobs.workforce import (
     Event,
     Heartbeat,
     Pool,
+    PoolNotice,
     WorkerDown,
     WorkerDraining,
     WorkerUp,
 )
 from workers.errors import FailureKind, InputError, MaskmillError, StoreError
-from workers.logs import RunLog, log_context, process_name
+from workers.logs import RunLog, log_context, process_name, redact
 from workers.messages import (
     Attempt,
     Phase,
@@ -85,8 +86,8 @@ from workers.messages import (
 )
 from workers.storage import Store, open_store
 
-STATUS_EVERY_S = 5.0
-"""How often `_status.json` is overwritten."""
+STATUS_EVERY_S = 1.0
+"""How often the content of `_status.json` is made anew."""
 PUBLISH_AFTER_VIDEOS = 256
 """Unpublished commits that are worth a segment while the run goes on."""
 PUBLISH_AFTER_S = 300.0
@@ -208,7 +209,7 @@ def run(
             out=out,
         )
     except Exception as error:
-        sentence = " ".join(str(error).split()) or type(error).__name__
+        sentence = redact(" ".join(str(error).split())) or type(error).__name__
         notifier.send("failed", f"maskmill run failed: {sentence}", {"out_uri": config.out.uri})
         notifier.flush()
         raise
@@ -270,7 +271,7 @@ def _drive(
         execution = _Run(
             config, settings, log, inputs, reporter, notifier, pool_factory, stopped, limits, run_id
         )
-        with execution.run_log, log_context(run_id=execution.run_id):
+        with execution.life_sign, execution.run_log, log_context(run_id=execution.run_id):
             try:
                 return execution.execute(retry=retry, retry_kinds=retry_kinds)
             except Exception as error:
@@ -315,6 +316,18 @@ class _Run:
             plan.run_id if plan else run_id or f"{self.fingerprint[:6]}-{uuid.uuid4().hex[:6]}"
         )
         self.run_log = RunLog(self.run_id, process_name("driver"))
+        self.life_sign = LifeSign(
+            self.store,
+            LiveStatus(
+                self.run_id,
+                log.owner,
+                log.epoch,
+                self.started_s,
+                self.started_s,
+                num_videos=0,
+                job=log.state.job.to_json() if log.state.job else None,
+            ),
+        )
         self.metrics = RunMetrics(self.run_id, config.tracker.name)
         self.speeds = Speeds()
         self.pace = Pace(self.clock)
@@ -564,6 +577,8 @@ class _Run:
                 _log.warning("%s", text)
                 self.reporter.on_message("warning", text)
                 return self.scheduler.worker_draining(worker_id, now + ends_in_s, now)
+            case PoolNotice(text=text):
+                self.reporter.on_message("warning", text)
             case AttemptDone(attempt_id=attempt_id, proposal=proposal):
                 if self.attempts.get(attempt_id) is not None:
                     fault = self.propose(attempt_id, proposal)
@@ -842,7 +857,7 @@ class _Run:
         self.reporter.on_counts(self.counts())
         if self.clock() - self.status_s >= STATUS_EVERY_S:
             self.status_s = self.clock()
-            self.write_status()
+            self.life_sign.update(self.status())
 
     def tell_metrics_if_due(self) -> None:
         """Tell the exporter the levels: queue, workers, speeds."""
@@ -854,9 +869,9 @@ class _Run:
         self.metrics.workers(self.scheduler.worker_states, self.ledger.held_s())
         self.metrics.speed(self.pace.frames_per_s, self.speeds.by_gpu())
 
-    def write_status(self, *, ended: bool = False) -> None:
-        """Overwrite `_status.json`; advisory, so a store that fails is no reason to stop."""
-        status = LiveStatus(
+    def status(self, *, ended: bool = False) -> LiveStatus:
+        """Return what this driver says about itself."""
+        return LiveStatus(
             run_id=self.run_id,
             owner=self.log.owner,
             epoch=self.log.epoch,
@@ -870,8 +885,6 @@ class _Run:
             job=self.log.state.job.to_json() if self.log.state.job else None,
             **asdict(self.counts()),
         )
-        with contextlib.suppress(StoreError):
-            self.store.write_bytes(STATUS_KEY, status.to_json())
 
     def write_log_lines(self) -> None:
         """Put the log lines beside the results; they must never cost a video."""
@@ -887,7 +900,7 @@ class _Run:
             self.stop()
         else:
             self.complete()
-        self.write_status(ended=True)
+        self.life_sign.end(self.status(ended=True))
         self.write_log_lines()
         return RunSummary(
             exit_code=self.exit_code(),
@@ -948,7 +961,7 @@ class _Run:
 
     def exit_code(self) -> int:
         """Return what the command ends with."""
-        if self.interrupted:
+        if self.interrupted and not (self.stopped_by and self.config.limits.exit_code == 0):
             return 130
         return int(bool(self.quarantined() or self.rejections()))
 

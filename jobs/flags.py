@@ -371,6 +371,14 @@ WORKERS = Group(
             "SECONDS",
         ),
         Flag(
+            "--place-within",
+            ("pool.place_within_s",),
+            float,
+            "End when a cluster has had no place for any worker for this many seconds.",
+            "1800",
+            "SECONDS",
+        ),
+        Flag(
             "--address",
             ("pool.ray_address",),
             str,
@@ -404,6 +412,14 @@ LIMITS = Group(
             str,
             "Stop, resumably, at this time: 8h, 06:30 (UTC), 06:30+01:00, 2026-11-21T06:30.",
             metavar="TIME",
+        ),
+        Flag(
+            "--limit-exit-code",
+            ("limits.exit_code",),
+            int,
+            "Exit code after such a stop: 0 for schedulers, which would try again at once.",
+            "130",
+            "0|130",
         ),
         Flag(
             "--notify-above",

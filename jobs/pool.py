@@ -30,13 +30,14 @@ from ray.job_config import JobConfig
 
 from jobs.config import PoolConfig
 from jobs.shipping import installed_version
-from jobs.submitted import use_spare_workers
+from jobs.submitted import reserved_cpus, use_spare_workers
 from jobs.workforce import (
     AttemptDone,
     AttemptError,
     Event,
     GpuPacking,
     Heartbeat,
+    PoolNotice,
     WorkerDown,
     WorkerDraining,
     WorkerUp,
@@ -127,9 +128,6 @@ class RayPool:
     head_lost_after_s : float
         After so many seconds without an answer from the head node the run ends. Ray ends the whole
         process, without an exception, after 60.
-    place_within_s : float
-        How long no node of a cluster may be able to hold a worker before the run ends, in seconds:
-        enough for an autoscaler to bring one.
     setup_within_s : float
         How long a worker may take to load, in seconds, download of the weights included.
 
@@ -148,7 +146,6 @@ class RayPool:
         *,
         worker_cls: Any = None,
         head_lost_after_s: float = 40.0,
-        place_within_s: float = 300.0,
         setup_within_s: float = 1800.0,
     ) -> None:
         if worker_cls is None:
@@ -158,7 +155,6 @@ class RayPool:
         self._spec = spec
         self._config = config
         self._head_lost_after_s = head_lost_after_s
-        self._place_within_s = place_within_s
         self._setup_within_s = setup_within_s
         self._actors: dict[str, _Actor] = {}
         self._num_started = 0
@@ -169,6 +165,7 @@ class RayPool:
         self._leaving: list[tuple[float, Any]] = []  # released actors, and when to end them
         self._census_at = float("-inf")
         self._no_place_since: float | None = None
+        self._crowded_since: float | None = None
         self._owns_ray = False
         self._is_local = False
         self._closed = False
@@ -176,6 +173,7 @@ class RayPool:
         try:
             self._gcs_address = str(ray.get_runtime_context().gcs_address)
             self._head_seen_at = self._head_asked_at = time.monotonic()
+            self._driver_cpus = {ray.get_runtime_context().get_node_id(): reserved_cpus()}
             # None unless workers are to share GPUs as far as measured memory allows.
             self._packing = GpuPacking() if config.gpus_per_worker == "auto" else None
             self._num_gpus = self._gpus_per_worker()
@@ -296,6 +294,7 @@ class RayPool:
             now = time.monotonic()
             self._watch_head(now)
             self._take_census(now)
+            self._watch_places(now)
             self._ask_for_heartbeats(now)
             self._give_up_slow_starters(now)
             self._end_those_that_left(now)
@@ -383,6 +382,8 @@ class RayPool:
         tracker = self._spec.tracker
         if tracker.device == "cpu" or tracker.name.split(":")[0] in _TRACKERS_WITHOUT_GPU:
             return 0
+        if self._config.gpus_per_worker == "auto":
+            return 1  # also of a cluster whose GPUs come with demand
         return 1 if ray.cluster_resources().get("GPU", 0) else 0
 
     # -- the cluster ---------------------------------------------------------------------------
@@ -391,13 +392,17 @@ class RayPool:
         """Count how many workers the nodes could hold; complain when that is none for long."""
         if now - self._census_at < _CENSUS_S:
             return
+        nodes = self._nodes()
+        if nodes is None:
+            return  # the last one stands
         self._census_at = now
         places = 0
-        for node in self._nodes():
+        for node in nodes:
             if node["NodeID"] in self._draining:
                 continue
             resources = node["Resources"]
-            fitting = [resources.get("CPU", 0) / self._config.cpus_per_worker]
+            num_cpus = resources.get("CPU", 0) - self._driver_cpus.get(node["NodeID"], 0)
+            fitting = [max(num_cpus, 0) / self._config.cpus_per_worker]
             if self._num_gpus:
                 fitting.append(resources.get("GPU", 0) / self._num_gpus)
             held = int(min(fitting) + 1e-6)
@@ -415,17 +420,35 @@ class RayPool:
                     f"{self._demand()}, and this Ray has {self._supply()}: ask for less with "
                     "--cpus-per-worker and --gpus-per-worker"
                 )
-            _log.warning("%s, and the cluster has %s: waiting", self._demand(), self._supply())
-        if now - self._no_place_since >= self._place_within_s:
+            self._notice(f"{self._demand()}, and the cluster has {self._supply()}: waiting")
+        if now - self._no_place_since >= self._config.place_within_s:
             raise StoreError(
-                f"{self._demand()}, and for {self._place_within_s:g} s no node of the cluster "
-                f"could hold one, it has {self._supply()}: add nodes, or ask for less with "
+                f"{self._demand()}, and for {self._config.place_within_s:g} s no node of the "
+                f"cluster could hold one, it has {self._supply()}: add nodes, or ask for less with "
                 "--cpus-per-worker and --gpus-per-worker"
             )
 
-    def _nodes(self) -> list[dict[str, Any]]:
+    def _watch_places(self, now: float) -> None:
+        """Complain when for long no worker gets its place, although nodes could hold some."""
+        if not self._actors or any(actor.placed for actor in self._actors.values()):
+            self._crowded_since = None
+        elif self._crowded_since is None:
+            self._crowded_since = now
+        elif self._num_places and now - self._crowded_since >= self._config.place_within_s:
+            raise StoreError(
+                f"{self._demand()}, and for {self._config.place_within_s:g} s none was free on a "
+                f"cluster with {self._supply()}: other programs hold them, wait for their end or "
+                "add nodes"
+            )
+
+    def _notice(self, text: str) -> None:
+        _log.warning("%s", text)
+        self._pending.append(PoolNotice(text))
+
+    def _nodes(self) -> list[dict[str, Any]] | None:
+        """Return the living nodes; None while the head does not answer."""
         if not self._head_answers():  # ray.nodes() would block
-            return []
+            return None
         return [node for node in ray.nodes() if node["Alive"]]
 
     def _note_draining_nodes(self) -> None:
@@ -464,7 +487,7 @@ class RayPool:
         return f"a worker needs {self._config.cpus_per_worker:g} CPUs{gpus}"
 
     def _supply(self) -> str:
-        nodes = [node["Resources"] for node in self._nodes()]
+        nodes = [node["Resources"] for node in self._nodes() or ()]
         totals = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
         places = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
         return f"{totals['CPU']:g} CPUs and {totals['GPU']:g} GPUs on {places}"

@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import logging
 import os
+import re
 import socket
 import time
 import urllib.error
@@ -194,6 +195,10 @@ class JobServer:
             except RuntimeError as error:
                 if "status code 404" in str(error):
                     return None
+                if re.search(r"status code 5\d\d", str(error)):  # of a proxy, or a busy head node
+                    raise StoreUnavailable(
+                        f"the Ray cluster at {self.address} could not tell of {job_id}: try again"
+                    ) from error
                 raise
         return JobReport(
             JobState(details.status.value), details.message or "", details.driver_exit_code
@@ -355,6 +360,11 @@ def _job_server_url(address: str, reach_s: float) -> str:
     if not host or (is_url and parts.scheme not in ("http", "https")) or not (port or is_url):
         raise ConfigError(f"{address!r} is not the address of a Ray cluster: {advice}")
     port = port or (443 if parts.scheme == "https" else 80)
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(
+            f"the address of the Ray cluster at {host}:{port} holds a name or password, and "
+            f"addresses are kept with the run: leave them out, and give a token in RAY_AUTH_TOKEN"
+        )
     with socket.create_connection((host, port), timeout=reach_s):
         pass
     if is_url:

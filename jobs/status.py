@@ -8,11 +8,13 @@ where the output does not tell whether a driver is at work, and may be gone.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TextIO
 
 from jobs.commit_log import read_state
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
 STATUS_KEY = "_status.json"
 """Key of the advisory status below the root of the output."""
 STALE_AFTER_S = 30.0
-"""A status older than this is not believed: the driver writes one every 5 seconds."""
+"""A status older than this is not believed."""
+WRITE_EVERY_S = 5.0
+"""How often a driver overwrites its status."""
 WATCH_EVERY_S = 2.0
 """How often `status --watch` looks."""
 ASK_WITHIN_S = 3.0
@@ -98,6 +102,57 @@ class LiveStatus:
         """Tell whether a driver wrote this a moment ago and still runs."""
         now_s = time.time() if now_s is None else now_s
         return not self.ended and now_s - self.written_s < STALE_AFTER_S
+
+
+class LifeSign:
+    """The status of a driver, overwritten every few seconds for as long as the driver lives.
+
+    A thread of its own writes it, since the driver may be busy for minutes with one thing, such as
+    the plan of millions of videos, and is no less alive. It is advisory: a store that fails is no
+    reason to stop.
+
+    Parameters
+    ----------
+    store : Store
+        The output.
+    status : LiveStatus
+        What is known at first.
+    """
+
+    def __init__(self, store: Store, status: LiveStatus) -> None:
+        self._store = store
+        self._status = status
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, name="life-sign", daemon=True)
+
+    def __enter__(self) -> LifeSign:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join(timeout=2 * WRITE_EVERY_S)  # the grace of a signal is short
+
+    def update(self, status: LiveStatus) -> None:
+        """Have this written from now on."""
+        self._status = status
+
+    def end(self, status: LiveStatus) -> None:
+        """Write the last one."""
+        self.__exit__()
+        self._status = status
+        self._write()
+
+    def _repeat(self) -> None:
+        while True:
+            self._write()
+            if self._ended.wait(WRITE_EVERY_S):
+                return
+
+    def _write(self) -> None:
+        status = replace(self._status, written_s=time.time())
+        with contextlib.suppress(StoreError):
+            self._store.write_bytes(STATUS_KEY, status.to_json())
 
 
 def read_live(store: Store) -> LiveStatus | None:
@@ -253,7 +308,10 @@ def _lines_now(store: Store, state: LogState, *, max_reasons: int | None = None)
     """Return where the run in an output stands now, its job included."""
     live, now_s = read_live(store), time.time()
     submission = read_submission(store)
+    fresh = live is not None and live.is_fresh(now_s) and live.epoch == state.epoch
     if state.plan is None:
+        if live is not None and fresh:
+            return [f"run {live.run_id} in {store.uri}: driver {live.owner} is planning"]
         if submission is None:
             raise _no_run(store)
         return [
@@ -263,7 +321,6 @@ def _lines_now(store: Store, state: LogState, *, max_reasons: int | None = None)
         ]
     lines = status_lines(store, state, live, now_s, max_reasons=max_reasons)
     if submission is not None:
-        fresh = live is not None and live.is_fresh(now_s) and live.epoch == state.epoch
         told = "" if state.closed or fresh else _ask_cluster(submission)
         ended = state.closed and state.outcome is not Outcome.FINISHED
         lines += ["", *job_lines(submission, told, resumes=ended or not (state.closed or fresh))]

@@ -25,6 +25,7 @@ from jobs.shipping import build_wheel, installed_version
 from jobs.startup import refuse_live
 from jobs.submitted import (
     GRACE_VARIABLE,
+    METADATA_CPUS,
     METADATA_NUMBER,
     METADATA_OUT,
     Submission,
@@ -118,16 +119,36 @@ def submit(
                 # The driver itself gets the signals, not a shell in front of it.
                 "exec " + shlex.join([*program, "run", *command]),
                 job_id=submission.job.job_id,
-                metadata={METADATA_OUT: store.uri, METADATA_NUMBER: str(submission.number)},
+                metadata={
+                    METADATA_OUT: store.uri,
+                    METADATA_NUMBER: str(submission.number),
+                    METADATA_CPUS: f"{driver_cpus:g}",
+                },
                 runtime_env=runtime_env,
                 num_cpus=driver_cpus,
             )
         except StoreUnavailable:
             raise  # it may have been taken all the same
+        except StoreError as error:
+            # Ray answers with an error also where something failed after it had taken the job.
+            is_known = _is_known(server, submission)
+            if is_known is False:
+                store.delete([submission_key(submission.number)])
+            # A record that stays keeps the number of a job that is there already from coming again.
+            if not is_known or "already exists" in str(error):
+                raise
         except Exception:
             store.delete([submission_key(submission.number)])
             raise
     return submission
+
+
+def _is_known(server: JobServer, submission: Submission) -> bool | None:
+    """Whether a cluster knows a job; None if it does not tell."""
+    try:
+        return server.report(submission.job.job_id) is not None
+    except StoreError:
+        return None
 
 
 def follow(server: JobServer, submission: Submission, write: Tell) -> int:

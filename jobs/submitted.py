@@ -22,6 +22,8 @@ from workers.storage import Store
 METADATA_OUT = "maskmill_out"
 METADATA_NUMBER = "maskmill_submission"
 """Metadata of a Ray job: for which output it was submitted, and as which of its submissions."""
+METADATA_CPUS = "maskmill_driver_cpus"
+"""Metadata of a Ray job: CPUs that are reserved for its driver on the node that runs it."""
 GRACE_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
 """Tells the supervisor of a job how many seconds lie between SIGTERM and SIGKILL."""
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -175,6 +177,17 @@ def own_submission(
             f"maskmill {version}: install the same version on both, or pass --ship-code"
         )
     return submission.job, submission.run_id
+
+
+def reserved_cpus(environment: Mapping[str, str] = os.environ) -> float:
+    """Return how many CPUs of its node are reserved for this process as the driver of a Ray job.
+
+    Ray counts them among what the node has in all, and workers do not get them.
+    """
+    try:
+        return max(0.0, float(_job_metadata(environment).get(METADATA_CPUS, 0)))
+    except (ValueError, TypeError):
+        return 0.0
 
 
 def use_spare_workers(environment: MutableMapping[str, str] = os.environ) -> None:

@@ -49,6 +49,13 @@ class WorkerDraining:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolNotice:
+    """Something about the machines that whoever watches the run should know."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptDone:
     """An attempt ended with something to commit."""
 
@@ -72,7 +79,7 @@ class Heartbeat:
     progress: tuple[Progress, ...]
 
 
-Event = WorkerUp | WorkerDown | WorkerDraining | AttemptDone | AttemptError | Heartbeat
+Event = WorkerUp | WorkerDown | WorkerDraining | PoolNotice | AttemptDone | AttemptError | Heartbeat
 
 
 class WorkerClass(Protocol):

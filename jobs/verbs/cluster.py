@@ -125,22 +125,23 @@ def logs(
 ) -> None:
     """Show what a submitted run has printed; without its cluster, the log lines in the output."""
     from jobs.submission import find_submission, server_of, stored_log_lines
-    from workers.errors import StoreUnavailable
+    from workers.errors import StoreDenied, StoreError
 
     store = open_out(out, command)
     submission = find_submission(store, number)
     try:
         server = server_of(submission, address)
-    except StoreUnavailable as error:
-        if wait or address is not None:
+        text = None if wait else server.output(submission.job.job_id)
+    except StoreError as error:
+        if wait or address is not None or isinstance(error, StoreDenied):
             raise
         _tell(f"{error}; what the output itself holds:")
         for line in stored_log_lines(store, submission.run_id):
             print(line)
         return
-    if wait:
+    if text is None:
         raise typer.Exit(_follow(server, submission, store.uri))
-    print(server.output(submission.job.job_id), end="")
+    print(text, end="")
 
 
 @app.command(rich_help_panel=PANEL)

@@ -2,8 +2,8 @@
 
 * A deadline is a duration, a clock time or a date with a time; anything else, and what is over, is
   refused with a sentence.
-* A used-up budget and a reached deadline stop a run as Ctrl-C does: exit code 130, the reason told,
-  the log closed, no video charged; the same command resumes.
+* A used-up budget and a reached deadline stop a run as Ctrl-C does: exit code 130 (0 where that is
+  asked for), the reason told, the log closed, no video charged; the same command resumes.
 * A worker that no video is left for is released while the others work; fixed numbers stay.
 * Minimum and maximum go with ``auto`` only, and fit each other.
 * The URL to notify and limits of an earlier start are not taken over from a stored configuration.
@@ -85,9 +85,13 @@ def run(folder: Path, *, workers: int = 2, **sections: Any) -> RunSummary:
 def test_budget_and_deadline_stop_a_run_that_then_resumes(tmp_path: Path) -> None:
     frames = write_corpus(tmp_path / "corpus", 4, num_frames=20)  # two seconds each
     out = tmp_path / "out"
-    for given, words in (({"budget_hours": 1e-4}, "budget"), ({"deadline": "1s"}, "deadline")):
+    # Schedulers that would try again at once ask for 0.
+    for given, words, code in (
+        ({"budget_hours": 1e-4}, "budget", 130),
+        ({"deadline": "1s", "exit_code": 0}, "deadline", 0),
+    ):
         stopped = run(tmp_path, limits=given)
-        assert (stopped.exit_code, stopped.interrupted) == (130, True)
+        assert (stopped.exit_code, stopped.interrupted) == (code, True)
         assert words in stopped.stopped_by
         assert stopped.num_unfinished > 0
         assert read_state(open_store(str(out))).closed

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -26,6 +27,7 @@ import psutil
 import pytest
 
 from jobs.config import PoolConfig
+from jobs.submitted import METADATA_CPUS
 from jobs.threads import ThreadPool
 from jobs.workforce import (
     AttemptDone,
@@ -33,6 +35,7 @@ from jobs.workforce import (
     Event,
     Heartbeat,
     Pool,
+    PoolNotice,
     WorkerDown,
     WorkerUp,
 )
@@ -302,6 +305,55 @@ def test_slow_setup_is_given_up(local_ray: None) -> None:
         pool.close()
 
 
+def test_the_driver_of_a_job_takes_places(
+    local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs.pool import RayPool
+
+    def num_workers() -> int:
+        pool = RayPool(spec(), PoolConfig(), worker_cls=ScriptedWorker)
+        try:
+            return pool.num_workers
+        finally:
+            pool.close()
+
+    job = {"metadata": {METADATA_CPUS: "1.5"}}
+    assert num_workers() == 4
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    assert num_workers() == 2
+
+
+def test_places_that_others_hold(local_ray: None) -> None:
+    import ray
+
+    from jobs.pool import RayPool
+
+    other = ray.remote(num_cpus=4)(ScriptedWorker).remote(spec())
+    ray.get(other.progress.remote())
+    pool = RayPool(spec(), PoolConfig(place_within_s=1), worker_cls=ScriptedWorker)
+    try:
+        pool.start_worker()
+        with pytest.raises(StoreError, match="for 1 s none was free on a cluster with 4 CPUs"):
+            until(pool, lambda _: False)
+    finally:
+        pool.close()
+        ray.kill(other)
+
+
+def test_gpus_that_may_come_are_asked_for(local_ray: None) -> None:
+    from jobs.pool import RayPool
+
+    config = PoolConfig(gpus_per_worker="auto", place_within_s=1)
+    pool = RayPool(spec("sam2"), config, worker_cls=ScriptedWorker)
+    try:
+        (notice,) = [e for e in until(pool, has(PoolNotice, 1)) if isinstance(e, PoolNotice)]
+        assert "1 GPUs, and the cluster has 4 CPUs and 0 GPUs on 1 node: waiting" in notice.text
+        with pytest.raises(StoreError, match="needs 1 CPUs and 1 GPUs, and for 1 s no node"):
+            until(pool, lambda _: False)
+    finally:
+        pool.close()
+
+
 @pytest.mark.parametrize(
     ("address", "error", "words"),
     [
@@ -332,12 +384,15 @@ _DRIVER = """
     try:
         pool = RayPool(
             spec(),
-            PoolConfig(workers="auto", gpus_per_worker=float(sys.argv[1])),
+            PoolConfig(
+                workers="auto",
+                gpus_per_worker=float(sys.argv[1]),
+                # Soon given up only where the test waits for that.
+                place_within_s=4 if float(sys.argv[1]) else 60,
+            ),
             worker_cls=ScriptedWorker,
             # Longer than a busy machine keeps a living head from answering.
             head_lost_after_s=15,
-            # Soon given up only where the test waits for that.
-            place_within_s=4 if float(sys.argv[1]) else 60,
         )
         try:
             # Not pool.num_workers: its first census may still count a node that has just died.

@@ -5,22 +5,36 @@
 * A fresh status adds what is under way; a stale one is not believed.
 * After a plan of fewer videos than are settled there is no share of them.
 * A run whose driver died is told apart from one at work and from one that ended.
+* A driver that is busy with one thing for long shows that it lives, and no other is started beside
+  it; once it has ended, or died, another may start.
 * `--watch` ends by itself when the run is closed.
 """
 
 from __future__ import annotations
 
+import io
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from jobs import cli
+from jobs import cli, startup, status
 from jobs.commit_log import CommitLog, Outcome
 from jobs.records import Quarantined
-from jobs.status import STALE_AFTER_S, STATUS_KEY, LiveStatus, read_live, read_log, status_lines
+from jobs.startup import refuse_live
+from jobs.status import (
+    STALE_AFTER_S,
+    STATUS_KEY,
+    LifeSign,
+    LiveStatus,
+    read_live,
+    read_log,
+    status_lines,
+    write_status,
+)
 from tests.jobs.outputs import commit_videos, run_plan
-from workers.errors import FailureKind
+from workers.errors import FailureKind, StoreError
 from workers.storage import Store, open_store
 
 NOW_S = 1_800_000_000.0
@@ -44,7 +58,7 @@ def log(store: Store) -> CommitLog:
 
 
 def live(log: CommitLog, **changes: object) -> LiveStatus:
-    status = LiveStatus(
+    said = LiveStatus(
         run_id="run-1",
         owner=log.owner,
         epoch=log.epoch,
@@ -57,7 +71,7 @@ def live(log: CommitLog, **changes: object) -> LiveStatus:
         num_frames_planned=600,
         workers={"w0": {"state": "tracking", "video": "d.mp4", "num_steps": 40}},
     )
-    return replace(status, **changes)  # type: ignore[arg-type]
+    return replace(said, **changes)  # type: ignore[arg-type]
 
 
 def shown(store: Store) -> str:
@@ -91,6 +105,15 @@ def test_fresh_status_adds_what_is_under_way(store: Store, log: CommitLog) -> No
     assert "d.mp4 40" in text
 
 
+def test_a_driver_that_still_plans(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "new"))
+    log = CommitLog.acquire(store, "host:1:aa")
+    store.write_bytes(STATUS_KEY, live(log, written_s=time.time()).to_json())
+    stream = io.StringIO()
+    write_status(store, stream)
+    assert f"run run-1 in {store.uri}: driver host:1:aa is planning" in stream.getvalue()
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"written_s": NOW_S - STALE_AFTER_S - 1}, {"epoch": 99}, {"ended": True}],
@@ -102,6 +125,25 @@ def test_status_that_is_not_believed(
     store.write_bytes(STATUS_KEY, live(log, **changes).to_json())
     assert "not closed" in shown(store)
     assert "d.mp4" not in shown(store)
+
+
+def test_a_busy_driver_shows_that_it_lives(
+    store: Store, log: CommitLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "WRITE_EVERY_S", 0.1)
+    monkeypatch.setattr(startup, "WATCH_LIVE_S", 2.5)
+    with LifeSign(store, live(log)) as sign:
+        with pytest.raises(StoreError, match=f"driver {log.owner} is at work"):
+            refuse_live(store)
+        sign.update(live(log, num_committed=7))
+    written = read_live(store)
+    assert written is not None
+    assert abs(written.written_s - time.time()) < 60
+    refuse_live(store)  # it is silent now
+    sign.end(live(log, ended=True))
+    last = read_live(store)
+    assert last is not None
+    assert last.ended
 
 
 def test_unreadable_status(store: Store, log: CommitLog) -> None:

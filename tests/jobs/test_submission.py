@@ -10,12 +10,16 @@
 * The wheel installs without an index and runs; the same code is the same bytes.
 * An address that is none, one where nothing answers, where another server answers, or where none
   ever answers, and a token file that is not there: one sentence and its exit code.
+* An address with a password is refused without showing it.
+* An error of the job server after it has taken a job is no failed submission; the record of a job
+  that was not taken is gone; an id that is taken already leaves its number used up.
 * `logs` and `cancel` of an output that was never submitted are refused; `status` of a submitted run
   whose cluster is gone still answers, and says what resumes it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -25,8 +29,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+import ray
 
 from jobs import cli, ray_jobs
 from jobs.commit_log import CommitLog, Outcome, read_state
@@ -34,7 +40,7 @@ from jobs.config import CorpusConfig, OutConfig, PoolConfig, RunConfig, StoreCon
 from jobs.ray_jobs import JobReport, JobServer, JobState
 from jobs.records import Job
 from jobs.shipping import build_wheel, installed_version
-from jobs.submission import _run_words, exit_code
+from jobs.submission import _run_words, exit_code, submit
 from jobs.submitted import (
     METADATA_NUMBER,
     METADATA_OUT,
@@ -42,6 +48,7 @@ from jobs.submitted import (
     claim_submission,
     own_submission,
     read_submission,
+    reserved_cpus,
     submission_key,
     submission_numbers,
     use_spare_workers,
@@ -242,13 +249,22 @@ def stranger() -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
+    with serving(Handler) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Serve HTTP on a free port of this machine; yields the address."""
+    server = HTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @pytest.mark.usefixtures("no_cluster")
@@ -256,6 +272,80 @@ def stranger() -> Iterator[str]:
 def test_address_that_is_none(address: str) -> None:
     with pytest.raises(ConfigError, match="is not the address of a Ray cluster"):
         JobServer(address)
+
+
+@pytest.mark.usefixtures("no_cluster")
+def test_address_with_a_password() -> None:
+    with pytest.raises(ConfigError, match=":8265 holds a name or password") as refused:
+        JobServer("http://me:correct-horse@127.0.0.1:8265")
+    assert "correct-horse" not in str(refused.value)
+
+
+class FailingFront(BaseHTTPRequestHandler):
+    """A proxy that loses the job server's answers; Ray's own cannot be made to fail just then."""
+
+    takes = True
+    jobs: ClassVar[set[str]] = set()
+
+    def do_GET(self) -> None:
+        name = self.path.rpartition("/")[2]
+        if name == "version":
+            versions = {"version": "4", "ray_version": ray.__version__, "ray_commit": ""}
+            self.answer(200, versions | {"session_name": "session_9"})
+        elif name in self.jobs:
+            job = {"type": "SUBMISSION", "submission_id": name, "status": "RUNNING"}
+            self.answer(200, job | {"entrypoint": "exec maskmill run"})
+        else:
+            self.answer(404, {})
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        name = asked["submission_id"]
+        if name in self.jobs:
+            self.answer(400, f"Job with submission_id {name} already exists")
+            return
+        if self.takes:
+            self.jobs.add(name)
+        self.answer(502, "bad gateway")
+
+    def answer(self, code: int, body: object) -> None:
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.usefixtures("no_cluster")
+def test_answers_that_were_lost(store: Store) -> None:
+    class Front(FailingFront):
+        jobs: ClassVar[set[str]] = set()
+
+    with serving(Front) as address:
+        server = JobServer(address)
+        Front.takes = False
+        with pytest.raises(StoreError, match="bad gateway"):
+            submit(config(store), store, server, tell=print)
+        assert submission_numbers(store) == []
+        Front.takes = True
+        taken = submit(config(store), store, server, tell=print)
+        assert read_submission(store) == taken
+        # Another output's record with the same id: its number must not come up again and again.
+        Front.jobs = {f"maskmill-{taken.run_id}-2"}
+        with pytest.raises(StoreError, match="already exists"):
+            submit(config(store), store, server, tell=print, take_over=True)
+        assert submission_numbers(store) == [1, 2]
+        third = submit(config(store), store, server, tell=print, take_over=True)
+        assert third.number == 3
+
+
+def test_cpus_of_a_driver() -> None:
+    job = {"metadata": {"job_submission_id": "x", "maskmill_driver_cpus": "2"}}
+    variable = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+    assert reserved_cpus({variable: json.dumps(job)}) == 2
+    assert reserved_cpus({variable: json.dumps({"metadata": {}})}) == 0
+    assert reserved_cpus({}) == 0
 
 
 @pytest.mark.usefixtures("no_cluster")
