@@ -2,8 +2,9 @@
 
 * Alert rules and board use metrics that exist (the table in `jobs.metrics`, and Ray's own), with
   labels and label values that exist; every expression is PromQL.
+* Ray tells the drivers of one run apart by a label that it adds to every metric of ours.
 * Stuck runs, quarantine, idle GPUs and storage errors have a rule; every rule has a test in which
-  it fires and one in which it does not (they run in system_tools.py, with promtool).
+  it fires and one in which it does not (they run in tests/debian, with promtool).
 * The board is well formed: no panel lies on another, each has a title, a sentence and a query, all
   queries follow the chosen run and tracker.
 """
@@ -24,9 +25,11 @@ from jobs.metrics import COMMON_LABELS, METRICS, MetricKind
 from tests.infra.files import INFRA, documents
 
 MONITORING = INFRA / "monitoring"
+OF_DRIVER = "WorkerId"
+"""Ray adds it: the process that told a value, which for us is always a driver."""
 LABELS: dict[str, dict[str, tuple[str, ...]]] = {
     metric.exported_name + suffix: {
-        **dict.fromkeys(COMMON_LABELS, ()),
+        **dict.fromkeys((*COMMON_LABELS, OF_DRIVER), ()),
         **metric.labels,
         **({"le": ()} if suffix == "_bucket" else {}),
     }
@@ -81,6 +84,14 @@ def test_rays_own_metrics_exist() -> None:
         text = agent.read_text()
         assert f'"{name.removeprefix("ray_")}"' in text
         assert all(label in text for label in set(labels) - {"instance"})
+
+
+def test_ray_tells_drivers_apart() -> None:
+    from ray._private.telemetry.metric_cardinality import WORKER_ID_TAG_KEY, MetricCardinality
+
+    assert WORKER_ID_TAG_KEY == OF_DRIVER
+    for metric in METRICS:
+        assert MetricCardinality.get_high_cardinality_labels_to_drop(metric.name) == []
 
 
 def test_what_must_be_watched_is() -> None:
