@@ -26,6 +26,10 @@ from workers.messages import (
 )
 from workers.sinks.schema import SCHEMA_VERSION
 
+PROMPTED_FRAMES = 4
+"""Prompted frames that a SAM 2 network attends to where frames are prompted again and again: all of
+them, as for a few prompts, would be more work and memory with each."""
+
 
 class Section(BaseModel):
     """A frozen part of the configuration that refuses unknown keys."""
@@ -256,7 +260,7 @@ class RunConfig(Section):
         ConfigError
             The tracker or one of its options is unknown.
         """
-        name, options = _tracker_settings(self.tracker)
+        name, _, options = _tracker_settings(self.tracker, self.prompts.mode)
         settings: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "tracker.name": name,
@@ -291,13 +295,26 @@ class RunConfig(Section):
             return "folder"
         return "detector" if self.prompts.detector is not None else "none"
 
-    def worker_spec(self, *, run_id: str, config_fingerprint: str) -> WorkerSpec:
-        """Return what every worker of the run is born with."""
+    def worker_spec(
+        self, *, run_id: str, config_fingerprint: str, dtype: str | None = None
+    ) -> WorkerSpec:
+        """Return what every worker of the run is born with.
+
+        Parameters
+        ----------
+        run_id, config_fingerprint : str
+            The run, and `fingerprint` of its settings.
+        dtype : str, optional
+            Number format that the masks of the output were computed in so far, which those that
+            follow shall have, too, where the configuration leaves it open.
+        """
         detector = self.prompts.detector
+        _, options, _ = _tracker_settings(self.tracker, self.prompts.mode)
+        changes = {"dtype": self.tracker.dtype or dtype, "options": options}
         return WorkerSpec(
             run_id=run_id,
             out_uri=self.out.uri,
-            tracker=TrackerSpec(**self.tracker.model_dump()),
+            tracker=TrackerSpec(**self.tracker.model_dump() | changes),
             detector=DetectorSpec(**detector.model_dump()) if detector else None,
             prompt_mode=self.prompts.mode,
             prompt_interval=self.prompts.interval,
@@ -312,8 +329,10 @@ class RunConfig(Section):
         )
 
 
-def _tracker_settings(tracker: TrackerConfig) -> tuple[str, dict[str, Any]]:
-    """Return a tracker's registered name, and all its options, those not given by their default."""
+def _tracker_settings(
+    tracker: TrackerConfig, mode: PromptMode
+) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Return a tracker's registered name, its options as they are set, and all with defaults."""
     # Late, as the registry imports the module of a tracker: `--help` needs none of them.
     import sys
 
@@ -324,7 +343,10 @@ def _tracker_settings(tracker: TrackerConfig) -> tuple[str, dict[str, Any]]:
         name = tracker_info(tracker.name).name
         loader = create_tracking_loader(name, TrackingConfig(name))
         defaults = sys.modules[type(loader).__module__].OPTIONS
-        return name, check_options(name, tracker.options, defaults)
+        given = dict(tracker.options)
+        if mode is not PromptMode.FIRST_FRAME and "max_cond_frames_in_attn" in defaults:
+            given = {"max_cond_frames_in_attn": PROMPTED_FRAMES} | given
+        return name, given, check_options(name, given, defaults)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -75,13 +75,14 @@ from jobs.workforce import (
     WorkerDraining,
     WorkerUp,
 )
-from workers.errors import FailureKind, InputError, MaskmillError, StoreError
+from workers.errors import ConfigError, FailureKind, InputError, MaskmillError, StoreError
 from workers.logs import RunLog, log_context, process_name, redact
 from workers.messages import (
     Attempt,
     Phase,
     Proposal,
     TaskFailed,
+    WorkerReady,
     WorkerSpec,
 )
 from workers.storage import Store, open_store
@@ -102,6 +103,9 @@ METRICS_EVERY_S = 1.0
 """How often levels (queue, workers, speed) are told to the exporter."""
 POLL_S = 0.2
 """The loop wakes at least this often, to draw progress and to see a signal."""
+
+DTYPE_KEY = "dtype"
+"""Beside the versions of packages in the plan: the number format of the network."""
 
 _log = logging.getLogger(__name__)
 
@@ -312,6 +316,8 @@ class _Run:
         self.publishing = Background("publish")
         self.fingerprint = fingerprint(settings)
         plan = log.state.plan
+        # What masks were computed in so far; unknown before the first worker of an output.
+        self.dtype = plan.versions.get(DTYPE_KEY, "") if plan else ""
         self.run_id = (
             plan.run_id if plan else run_id or f"{self.fingerprint[:6]}-{uuid.uuid4().hex[:6]}"
         )
@@ -465,7 +471,7 @@ class _Run:
                 settings=self.settings,
                 fingerprint=self.fingerprint,
                 categories=categories,
-                versions=versions,
+                versions={**versions, DTYPE_KEY: self.dtype} if self.dtype else versions,
                 totals={
                     "num_videos": len(plan.corpus),
                     "num_left": len(plan.order),
@@ -488,7 +494,9 @@ class _Run:
             self.config.corpus.store.options(),
             after_s=PROBE_AFTER_S,
         )
-        spec = self.config.worker_spec(run_id=self.run_id, config_fingerprint=self.fingerprint)
+        spec = self.config.worker_spec(
+            run_id=self.run_id, config_fingerprint=self.fingerprint, dtype=self.dtype or None
+        )
         self.pool = self.pool_factory(self.config, spec)
         self.metrics = RunMetrics(self.run_id, self.config.tracker.name, ray_sink())
         try:
@@ -558,6 +566,7 @@ class _Run:
         match event:
             case WorkerUp(worker_id=worker_id, ready=ready):
                 _log.info("%s is ready on %s after %.1f s", worker_id, ready.host, ready.load_s)
+                self.check_dtype(ready)
                 if not self.has_plan_record:
                     self.write_plan(ready.classes, ready.versions)
                 self.ledger.ready(worker_id, ready)
@@ -607,6 +616,22 @@ class _Run:
                 self.scheduler.set_speed(worker_id, self.speeds.of(worker_id))
                 self.show_worker(worker_id)
         return actions
+
+    def check_dtype(self, ready: WorkerReady) -> None:
+        """Hold all workers to one number format, since masks differ with it.
+
+        Raises
+        ------
+        ConfigError
+            Devices of this cluster would each choose another one.
+        """
+        if self.dtype and ready.dtype != self.dtype:
+            raise ConfigError(
+                f"workers on {ready.host} would compute in {ready.dtype}, others have begun in "
+                f"{self.dtype}, and masks would differ: run the same command again, which goes on "
+                f"in {self.dtype} everywhere, or choose with --dtype and another output"
+            )
+        self.dtype = ready.dtype
 
     def perform(self, actions: Iterable[Action]) -> None:
         """Carry out what the scheduler decided, and what follows from that."""

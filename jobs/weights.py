@@ -57,7 +57,8 @@ def pull_weights(
 def _source(name: str, tracker: str | None) -> tuple[str, str, TrackerInfo | None]:
     """Return where weights come from, which file is meant, and whose they are."""
     try:
-        if "://" in name or Path(name).expanduser().exists() or (tracker and is_hub_id(name)):
+        is_path = "://" in name or (not _is_tracker(name) and Path(name).expanduser().exists())
+        if is_path or (tracker and is_hub_id(name)):
             info = tracker_info(tracker) if tracker else None
             return name, info.weights if info else TRANSFORMERS_FILE, info
         info = tracker_info(name)
@@ -74,3 +75,12 @@ def _source(name: str, tracker: str | None) -> tuple[str, str, TrackerInfo | Non
             f"or path"
         )
     return info.hub_id, info.weights, info
+
+
+def _is_tracker(name: str) -> bool:
+    """Whether a word is the name of a tracker, also where a file or folder is called like it."""
+    try:
+        tracker_info(name)
+    except ValueError:
+        return False
+    return "/" not in name

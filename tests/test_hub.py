@@ -219,6 +219,14 @@ def test_pull_without_a_place_fills_the_cache(capsys: pytest.CaptureFixture[str]
     assert Path(shown.strip().rpartition("--checkpoint ")[2]).read_bytes() == archive("new")
 
 
+def test_a_tracker_is_meant_also_where_a_folder_is_called_like_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sam2").mkdir()  # a clone of its repository, for instance
+    monkeypatch.chdir(tmp_path)
+    assert pulled("sam2", str(tmp_path / "weights")).endswith(".pt")
+
+
 @pytest.mark.parametrize(
     ("name", "said", "code"),
     [

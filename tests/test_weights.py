@@ -89,6 +89,11 @@ def test_a_damaged_cache_file_is_replaced(bucket: Store, tmp_path: Path) -> None
     found.path.write_bytes(archive()[:50])
     assert fetch_weights(bucket.uri_of("a.pt"), cache_dir=tmp_path) == found
     assert found.path.read_bytes() == archive()
+    # Other bytes, but as many: only the digest tells
+    bucket.write_bytes("a.pt.sha256", f"{found.sha256}  a.pt\n".encode())
+    found.path.write_bytes(archive().swapcase())
+    assert fetch_weights(bucket.uri_of("a.pt"), cache_dir=tmp_path) == found
+    assert found.path.read_bytes() == archive()
 
 
 def test_a_failed_download_leaves_nothing(bucket: Store, tmp_path: Path) -> None:

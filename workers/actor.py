@@ -193,6 +193,7 @@ class TrackingWorker:
             classes=dict(classes),
             versions=software_versions(),
             gpu_memory_bytes=_gpu_memory_bytes(),
+            dtype=self._loader.dtype,
         )
         _log.info("worker ready after %.1f s", self.ready.load_s)
         return self.ready

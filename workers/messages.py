@@ -434,6 +434,8 @@ class WorkerReady:
         Class names of the detector (or of a tracker that detects); empty without one.
     versions : Mapping of str to str
         Versions of the packages that matter for results.
+    dtype : str
+        Number format that the network computes in; empty for trackers without one.
     """
 
     host: str
@@ -445,3 +447,4 @@ class WorkerReady:
     classes: Mapping[int, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     gpu_memory_bytes: int = 0
+    dtype: str = ""

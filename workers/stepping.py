@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from workers.errors import TaskError, TransientError
+from workers.errors import TaskError, TransientError, is_out_of_memory
 from workers.trackers.base import (
     TrackingFrame,
     TrackingModelLoader,
@@ -147,8 +147,7 @@ class Stepper:
 
     def _failure(self, error: Exception, num: int) -> Exception:
         """Return what each video of a failed batch gets."""
-        out_of_memory = isinstance(error, MemoryError) or "memory" in str(error).lower()
-        if num == 1 or out_of_memory or isinstance(error, TaskError):
+        if num == 1 or is_out_of_memory(error) or isinstance(error, TaskError):
             return error
         self._one_by_one = True
         return TransientError(

@@ -137,13 +137,13 @@ def fetch_weights(
         root, key = split_uri(uri)
         store = open_store(root, options)
         key = _file_key(store, key, uri, file_name)
+        wanted, origin = sha256 or _noted_digest(store, key), f"{key}.sha256 says"
         local = store.local_path(key)
         if local is not None:
             found = WeightsFile(local, file_sha256(local), local.name)
         else:
             folder = Path(cache_dir) if cache_dir is not None else cache_folder()
-            found = _fetch_remote(store, key, uri, folder, on_bytes)
-        wanted, origin = sha256 or _noted_digest(store, key), f"{key}.sha256 says"
+            found = _fetch_remote(store, key, uri, folder, on_bytes, wanted)
     check_container(found.path, uri)
     if wanted is not None and found.sha256 != wanted.lower():
         expected = f"{wanted} was expected" if sha256 else f"{origin} {wanted}"
@@ -253,9 +253,14 @@ def _noted_digest(store: Store, key: str) -> str | None:
 
 
 def _fetch_remote(
-    store: Store, key: str, uri: str, folder: Path, on_bytes: Callable[[int], None] | None
+    store: Store,
+    key: str,
+    uri: str,
+    folder: Path,
+    on_bytes: Callable[[int], None] | None,
+    wanted: str | None,
 ) -> WeightsFile:
-    """Return a checkpoint of a store from the cache, downloaded now if it is not there."""
+    """Return a checkpoint of a store from the cache, downloaded now if it is not whole there."""
     stat = store.stat(key)
     if stat is None:
         raise ConfigError(f"the checkpoint {uri} vanished while it was fetched: put it back")
@@ -269,7 +274,7 @@ def _fetch_remote(
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder / f".{digest}.lock"):
             known = _cached(path, stat.size_bytes)
-            if known is None:
+            if known is None or (wanted is not None and known != wanted.lower()):
                 known = _download(
                     lambda to: store.get_file(key, to, on_bytes=on_bytes),
                     path,

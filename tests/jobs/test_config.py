@@ -6,6 +6,8 @@
   in it: prompts are part of each video's identity.
 * The same thing said otherwise is the same: an alias or another spelling of a name, an option
   spelt out at its default or as text.
+* Where frames are prompted again and again, a network attends to a few of them only, unless told
+  otherwise; what workers get says so, too.
 * An unknown tracker or option is one sentence.
 """
 
@@ -77,6 +79,25 @@ def test_names_of_one_model_are_the_same() -> None:
         settings(prompts={"detector": {"name": "YOLO11n", "classes": ["person", "car"]}}),
     ]
     assert spelt[0] == spelt[1]
+
+
+@pytest.mark.parametrize(
+    ("mode", "given", "expected"),
+    [
+        ("first_frame", {}, -1),
+        ("every_n_frames", {}, 4),
+        ("every_frame", {}, 4),
+        ("every_frame", {"max_cond_frames_in_attn": 9}, 9),
+    ],
+)
+def test_prompted_frames_do_not_pile_up(mode: str, given: dict[str, Any], expected: int) -> None:
+    sections = {"tracker": {"name": "sam2", "options": given}, "prompts": {"mode": mode}}
+    assert settings(**sections)["tracker.options.max_cond_frames_in_attn"] == expected
+    config = RunConfig.model_validate(
+        {"corpus": {"paths": ["clips"]}, "out": {"uri": "out"}} | sections
+    )
+    options = config.worker_spec(run_id="r", config_fingerprint="f").tracker.options
+    assert options.get("max_cond_frames_in_attn", -1) == expected
 
 
 @pytest.mark.parametrize("name", [info.name for info in TRACKERS])

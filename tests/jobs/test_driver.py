@@ -8,6 +8,8 @@
 * The run is described in `runs`, `workers` and the log lines, its failures too.
 * Videos that are tracked again because they changed are told, and so are videos without objects.
 * An error that ends the run leaves a closed log with what was committed, and log lines.
+* All masks of an output are computed in one number format: that of the first worker holds for later
+  starts, and a worker that computes in another one ends the run with a sentence.
 * A worker that gets stuck is replaced, and only the stuck video is said to have been stuck.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +33,9 @@ from jobs.threads import ThreadPool
 from tests.datasets import assert_whole, read_table
 from tests.e2e.corpora import write_corpus
 from tests.media import write_video
-from workers.errors import StoreError
-from workers.messages import WorkerSpec
+from workers.actor import TrackingWorker
+from workers.errors import ConfigError, StoreError
+from workers.messages import WorkerReady, WorkerSpec
 from workers.storage import open_store
 
 
@@ -91,6 +95,39 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     return Place(tmp_path, 4)
+
+
+class Float16Worker(TrackingWorker):
+    """A worker whose network computes in float16, unless it is told what to compute in."""
+
+    own = "float16"
+
+    def setup(self) -> WorkerReady:
+        return replace(super().setup(), dtype=self.spec.tracker.dtype or self.own)
+
+
+class ConvertedWorker(Float16Worker):
+    """The same on a device that has chosen another format."""
+
+    def setup(self) -> WorkerReady:
+        return replace(super().setup(), dtype="bfloat16")
+
+
+def test_one_number_format(place: Place) -> None:
+    made = place.run(make=lambda spec: ThreadPool(spec, 1, worker_cls=Float16Worker))
+    assert made.exit_code == 0
+    write_video(place.corpus / "new.mp4", num_frames=3)
+    with pytest.raises(ConfigError, match="in bfloat16, others have begun in float16"):
+        place.run(
+            prompts={"allow_unprompted": True},
+            make=lambda spec: ThreadPool(spec, 1, worker_cls=ConvertedWorker),
+        )
+
+    def make(spec: WorkerSpec) -> ThreadPool:
+        assert spec.tracker.dtype == "float16"
+        return ThreadPool(spec, 1, worker_cls=Float16Worker)
+
+    assert place.run(prompts={"allow_unprompted": True}, make=make).num_committed == 1
 
 
 def test_run_and_run_again(place: Place) -> None:

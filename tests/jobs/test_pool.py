@@ -305,9 +305,7 @@ def test_slow_setup_is_given_up(local_ray: None) -> None:
         pool.close()
 
 
-def test_the_driver_of_a_job_takes_places(
-    local_ray: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_driver_of_a_job_takes_places(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from jobs.pool import RayPool
 
     def num_workers() -> int:

@@ -707,6 +707,11 @@ class TrackingModelLoader(abc.ABC):
         """Class names by index, for trackers that detect; empty for the others."""
         return {}
 
+    @property
+    def dtype(self) -> str:
+        """Number format that the loaded network computes in; empty for trackers without one."""
+        return ""
+
     @abc.abstractmethod
     def load(self) -> None:
         """Load the weights.

@@ -381,6 +381,7 @@ class EngineLoader(TrackingModelLoader):
     allowed: ClassVar[Mapping[str, Any]]
     """Options and their defaults."""
     _bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    _dtype = ""
 
     def __init__(self, config: TrackingConfig) -> None:
         super().__init__(config)
@@ -449,6 +450,11 @@ class EngineLoader(TrackingModelLoader):
         """Whether the loaded checkpoint has a memory; one without can segment frames only."""
         return self._engine is None or self._engine.network.info.has_memory
 
+    @property
+    def dtype(self) -> str:
+        """Number format of the loaded network: as configured, else what suits the device."""
+        return self._dtype
+
     def load(self) -> None:
         """Load the weights.
 
@@ -467,6 +473,7 @@ class EngineLoader(TrackingModelLoader):
         path = self._checkpoint()
         image_size = self.config.image_size or MODEL_IMAGE_SIZE
         dtype = self.config.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+        self._dtype = dtype
         size = self.config.model_id.partition(":")[2] or None
         modules, info = self._load_network(path, image_size, size)
         self._adapt_options(info.size)
