@@ -499,6 +499,7 @@ class _Run:
         )
         self.pool = self.pool_factory(self.config, spec)
         self.metrics = RunMetrics(self.run_id, self.config.tracker.name, ray_sink())
+        self.metrics.started(time.time())
         try:
             self.start_s = self.clock()
             self.num_workers = self.pool.num_workers

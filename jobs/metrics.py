@@ -184,7 +184,8 @@ GPU_MEMORY = Metric(
 LAST_PROGRESS = Metric(
     "maskmill_last_progress_timestamp_seconds",
     MetricKind.GAUGE,
-    "Unix time of the last frame stepped or video settled: a stuck run leaves it behind.",
+    "Unix time of the start, then of the last frame stepped or video settled: a stuck run leaves "
+    "it behind.",
 )
 
 METRICS = (
@@ -230,6 +231,10 @@ class RunMetrics:
         self._free: dict[str, set[str]] = {}
         self._gpu_memory: dict[str, int] = {}
         self._worker_s = 0.0
+
+    def started(self, now_s: float) -> None:
+        """Tell that there is a run, which may wait long for its first worker; Unix time."""
+        self._tell(LAST_PROGRESS, now_s)
 
     def began(self) -> None:
         """Count an attempt that was sent to a worker."""

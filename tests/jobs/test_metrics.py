@@ -22,6 +22,7 @@ import pytest
 from jobs.metrics import (
     COMMON_LABELS,
     GPU_MEMORY,
+    LAST_PROGRESS,
     MAX_FREE_VALUES,
     METRICS,
     OTHER,
@@ -110,6 +111,12 @@ def test_every_metric_is_told_with_the_labels_of_the_table() -> None:
         for label, values in metric.labels.items():
             assert not values or labels[label] in values
     assert sorted(labels["state"] for _, labels in told.of(TASKS)) == sorted(TASKS.labels["state"])
+
+
+def test_a_run_without_workers_is_seen() -> None:
+    told = Told()
+    RunMetrics("r", "flow", told).started(5.0)
+    assert [value for value, _ in told.of(LAST_PROGRESS)] == [5.0]
 
 
 def test_free_texts_are_bounded() -> None:
