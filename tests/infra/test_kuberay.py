@@ -1,4 +1,4 @@
-"""What `infra/kuberay` promises, before kustomize puts it together (see system_tools.py).
+"""What `infra/kuberay` promises, before kustomize puts it together (see tests/debian).
 
 * Every Ray resource passes KubeRay's own definitions, unknown fields being errors; pods and the
   service account pass Kubernetes' own schema, strictly. A planted typo fails in both.

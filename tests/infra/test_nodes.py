@@ -1,7 +1,9 @@
 """What the programs for nodes that go away promise (`infra/docker/maskmill-*`).
 
-* maskmill-drain says where no Ray runs and ends with 3. (What it does on a real cluster is seen
-  wherever a test drains a node: `tests.cluster.RayCluster.drain` is this hook.)
+* maskmill-drain says where no Ray runs and ends with 3. Else it announces the end of its own node
+  and returns when the raylet has gone or the time is over, since SIGTERM follows at once; on demand
+  it does not wait. (What the announcement does on a real cluster is seen wherever a test drains a
+  node: `tests.cluster.RayCluster.drain` is this hook.)
 * maskmill-spot-watch asks the metadata service as AWS and Google Cloud want to be asked, does
   nothing until there is a notice, and then calls maskmill-drain with the time that is left.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 import subprocess
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -20,6 +23,8 @@ from tests.infra.files import INFRA, run
 
 DRAIN = INFRA / "docker" / "maskmill-drain"
 WATCH = INFRA / "docker" / "maskmill-spot-watch"
+STARTED_S = 1_000
+"""Where the clock of a node begins."""
 
 
 def test_drain_where_no_ray_runs() -> None:
@@ -31,6 +36,84 @@ def test_drain_where_no_ray_runs() -> None:
             other.kill()
     assert done.returncode == 3
     assert "no raylet runs here" in done.stderr
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node with a raylet, and a clock that only `sleep` and `ray` move on.
+
+    The hook runs with stand-ins for those programs: a real node would take the whole notice.
+    """
+
+    folder: Path
+    raylet: subprocess.Popen[bytes]
+
+    def drain(self, notice_s: int, **environment: str) -> int:
+        """Run the hook to its end; return how many seconds that took by the node's clock."""
+        environment |= {
+            "PATH_FIRST": str(self.folder),
+            "MASKMILL_RAYLET_PID": str(self.raylet.pid),
+            "RAY_ADDRESS": "head:6379",
+        }
+        done = run(DRAIN, str(notice_s), env=environment)
+        assert done.returncode == 0, done.stderr
+        return int((self.folder / "clock").read_text()) - STARTED_S
+
+    def announced(self) -> dict[str, str]:
+        """Return the options that `ray drain-node` was called with."""
+        verb, *words = (self.folder / "announced").read_text().splitlines()
+        assert verb == "drain-node"
+        return dict(zip(words[::2], words[1::2], strict=True))
+
+    def ends_after(self, seconds: int) -> None:
+        """Have the raylet go at that time; nobody waits for its zombie."""
+        proc = f"/proc/{self.raylet.pid}/cmdline"
+        gone = f"kill -9 {self.raylet.pid}; while grep -q . {proc}; do :; done"
+        self.write("sleep", f"[ $now -lt {STARTED_S + seconds} ] || {{ {gone}; }}", takes="$1")
+
+    def write(self, program: str, command: str = "", *, takes: str) -> None:
+        """Write a stand-in for a program that takes some seconds."""
+        clock = self.folder / "clock"
+        path = self.folder / program
+        path.write_text(
+            f"#!/bin/sh\nnow=$(($(cat {clock}) + {takes}))\necho $now >{clock}\n{command}\n"
+        )
+        path.chmod(0o755)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    """Return a node whose raylet lives until it is killed."""
+    words = ["/opt/ray/raylet", "-c", "read line", "--node_id=node-1"]
+    with subprocess.Popen(words, executable="/bin/sh", stdin=subprocess.PIPE) as raylet:
+        node = Node(tmp_path, raylet)
+        (tmp_path / "clock").write_text(str(STARTED_S))
+        node.write("sleep", takes="$1")
+        node.write("ray", f"printf '%s\\n' \"$@\" >{tmp_path / 'announced'}", takes="2")
+        node.write("date", "echo $now", takes="0")
+        yield node
+        raylet.kill()
+
+
+def test_drain_waits_until_the_raylet_has_gone(node: Node) -> None:
+    node.ends_after(8)
+    assert node.drain(20) == 8
+
+
+def test_drain_waits_no_longer_than_the_notice(node: Node) -> None:
+    assert node.drain(20) == 20
+    assert node.raylet.poll() is None
+    announced = node.announced()
+    assert announced["--node-id"] == "node-1"
+    assert announced["--address"] == "head:6379"
+    assert announced["--deadline-remaining-seconds"] == "20"
+    assert announced["--reason"] == "DRAIN_NODE_REASON_PREEMPTION"
+
+
+def test_drain_does_not_wait_on_demand(node: Node) -> None:
+    assert node.drain(20, MASKMILL_DRAIN_WAIT_S="0") == 2
+    assert node.announced()["--node-id"] == "node-1"
+    assert node.raylet.poll() is None
 
 
 class Metadata(ThreadingHTTPServer):
