@@ -26,7 +26,7 @@ with DAG(
     tags=["maskmill"],
 ):
     # A stopped task sends SIGTERM, on which maskmill closes its log. Exit codes other than 0 fail
-    # the attempt; a retry is the same command, which resumes.
+    # the attempt; a retry is the same command, which resumes (after 2 it ends at once and alike).
     BashOperator(
         task_id="track",
         bash_command=f"maskmill-nightly {NIGHTLY} ",

@@ -25,7 +25,7 @@ def masks(
     context: dg.AssetExecutionContext, processes: dg.PipesSubprocessClient
 ) -> dg.MaterializeResult:
     """Masks of every video of the corpus, as Parquet beside a commit log."""
-    # Dagster forwards what the command prints, and SIGTERM when the run is cancelled.
+    # Dagster forwards what the command prints, and a signal when the run is cancelled.
     command = ["maskmill-nightly", *shlex.split(NIGHTLY)]
     processes.run(command=command, context=context)
     return dg.MaterializeResult(metadata={"command": shlex.join(command)})
@@ -36,5 +36,6 @@ defs = dg.Definitions(
     assets=[masks],
     jobs=[nightly],
     schedules=[dg.ScheduleDefinition(job=nightly, cron_schedule="17 2 * * *")],
-    resources={"processes": dg.PipesSubprocessClient()},
+    # A run that is told to stop commits what is tracked and closes its log within a minute.
+    resources={"processes": dg.PipesSubprocessClient(termination_timeout_seconds=60)},
 )

@@ -3,7 +3,9 @@
 * All schedulers run one command, `maskmill-nightly run --config FILE`, at the same time of night,
   and none starts a night while the last one is at work.
 * maskmill-nightly passes arguments, output and exit codes through, but for 1 (finished, some videos
-  in quarantine), which is a good night.
+  in quarantine) and for a limit that is met, which are good nights.
+* A signal reaches maskmill once, and maskmill-nightly waits for its end, whether a scheduler tells
+  the one process that it started, a whole group, or every process of a Ray job.
 * The configuration is valid and refuses to overlap itself.
 * Argo's own schema accepts the CronWorkflow, unknown fields being errors; a planted typo does not
   pass. Its pod passes Kubernetes' schema.
@@ -17,7 +19,13 @@ import ast
 import os
 import re
 import shlex
+import signal
+import subprocess
+import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -108,8 +116,97 @@ def scripted_maskmill(tmp_path: Path) -> dict[str, str]:
 def test_exit_codes(scripted_maskmill: dict[str, str], code: int, told: int) -> None:
     done = run(NIGHTLY, "run", "--config", "a b.toml", str(code), env=scripted_maskmill)
     assert done.returncode == told
-    assert done.stdout == f"maskmill run --config a b.toml {code}\n"
+    assert done.stdout == f"maskmill run --limit-exit-code 0 --config a b.toml {code}\n"
     assert ("quarantine" in done.stderr) == (code == 1)
+
+
+@pytest.mark.parametrize("verb", ["run", "submit", "retry"])
+def test_a_limit_is_a_good_night_to_the_real_command(verb: str) -> None:
+    # That the run then ends with 0 is tested with the limits.
+    done = run(NIGHTLY, verb, "--help")
+    assert done.returncode == 0
+    assert "--limit-exit-code" in done.stdout
+
+
+@dataclass
+class Night:
+    """maskmill-nightly at work, before a maskmill that notes each signal and ends when told to.
+
+    A stand-in, since a real run cannot be held at this point.
+    """
+
+    folder: Path
+    shell: subprocess.Popen[bytes]
+    pid: int
+
+    def notes_signal(self) -> None:
+        """Wait until maskmill has been told to stop; it goes on, and so must the shell."""
+        wait_for(self.folder / "told")
+        assert self.shell.poll() is None
+
+    def ends(self) -> tuple[int, int]:
+        """Let maskmill end; return the shell's exit code and how often maskmill was told."""
+        (self.folder / "end").touch()
+        code = self.shell.wait(30)
+        with pytest.raises(ProcessLookupError):
+            os.kill(self.pid, 0)
+        return code, len((self.folder / "told").read_text().splitlines())
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path.name}"
+        time.sleep(0.01)
+
+
+@contextmanager
+def night(folder: Path, **environment: str) -> Iterator[Night]:
+    """Start a night, in a group of its own as schedulers do, and leave nothing of it behind."""
+    program = folder / "maskmill"
+    program.write_text(
+        f"#!/bin/sh\ncd {folder}\ntrap 'echo told >>told' TERM\necho $$ >starts\nmv starts pid\n"
+        "until [ -e end ]; do sleep 0.02; done\nexit 130\n"
+    )
+    program.chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(folder), os.environ["PATH"]]),
+        **environment,
+    }
+    with subprocess.Popen([NIGHTLY, "run"], env=environment, start_new_session=True) as shell:
+        try:
+            wait_for(folder / "pid")
+            yield Night(folder, shell, int((folder / "pid").read_text()))
+        finally:
+            (folder / "end").touch()
+            shell.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_for_the_shell_alone_is_passed_on(tmp_path: Path, number: signal.Signals) -> None:
+    with night(tmp_path) as running:
+        running.shell.send_signal(number)
+        running.notes_signal()
+        assert running.ends() == (130, 1)
+
+
+def test_a_signal_for_the_group_comes_once(tmp_path: Path) -> None:
+    with night(tmp_path) as running:
+        os.killpg(running.shell.pid, signal.SIGTERM)
+        running.notes_signal()
+        assert os.getpgid(running.pid) != running.shell.pid
+        assert running.ends() == (130, 1)
+
+
+def test_in_a_job_of_ray_the_signal_is_ray_s(tmp_path: Path) -> None:
+    with night(tmp_path, RAY_JOB_CONFIG_JSON_ENV_VAR="{}") as running:
+        # Where a supervisor dies, Ray kills the group of its job.
+        assert os.getpgid(running.pid) == running.shell.pid
+        os.kill(running.pid, signal.SIGTERM)
+        running.notes_signal()
+        running.shell.send_signal(signal.SIGTERM)
+        assert running.ends() == (130, 1)
 
 
 def test_the_real_command_is_found_and_its_sentence_kept(tmp_path: Path) -> None:
