@@ -8,14 +8,16 @@ that names data files in CSV (gzip), ORC or Parquet. Source: "Amazon S3 User Gui
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import unquote_plus
 
 import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
 
 from workers.errors import ConfigError
 from workers.messages import StoreOptions
@@ -32,6 +34,27 @@ _NAMES = {
     "IsDeleteMarker": "is_delete_marker",
 }
 """Columns of the CSV form, by their names in the others."""
+
+_Bucket = Annotated[str, Field(pattern=r"^(arn:[a-z-]+:s3:::)?[^/:\s]+$")]
+_LAST_MS = 253_402_300_799_999  # of the year 9999
+
+
+class _File(BaseModel):
+    key: str = Field(min_length=1)
+
+
+class _Manifest(BaseModel):
+    """What is read of a ``manifest.json``."""
+
+    model_config = ConfigDict(alias_generator=to_camel)
+
+    source_bucket: _Bucket
+    destination_bucket: _Bucket
+    creation_timestamp: int | None = Field(default=None, ge=0, le=_LAST_MS)
+    """Milliseconds since 1970."""
+    file_format: str
+    file_schema: str
+    files: tuple[_File, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +114,7 @@ class Inventory:
             try:
                 for batch in self._batches(data):
                     yield from _stats(batch, prefix, quoted=self._format == "CSV")
-            except (pa.ArrowException, KeyError, OSError, ValueError) as error:
+            except (pa.ArrowException, OSError, ValueError) as error:
                 raise ConfigError(
                     f"{self._data.uri_of(key)} of the inventory {self.uri} cannot be read "
                     f"({' '.join(str(error).split())[:120]}): take the newest inventory"
@@ -148,27 +171,39 @@ def read_inventory(uri: str, options: StoreOptions) -> Inventory:
     """
     root, key = split_uri(uri)
     try:
-        manifest = json.loads(open_store(root, options).read_bytes(key))
-        source, target = manifest["sourceBucket"], manifest["destinationBucket"]
-        keys = tuple(str(file["key"]) for file in manifest["files"])
-        kind, schema = manifest["fileFormat"], manifest["fileSchema"]
-        stamp = manifest.get("creationTimestamp")
-        written = None if stamp is None else datetime.fromtimestamp(int(stamp) / 1000, UTC)
+        manifest = _Manifest.model_validate_json(open_store(root, options).read_bytes(key))
     except FileNotFoundError:
         raise ConfigError(f"the inventory {uri} does not exist: name its manifest.json") from None
-    except (ValueError, TypeError, KeyError) as error:
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
         raise ConfigError(
-            f"{uri} is not the manifest.json of a bucket inventory (it lacks {error}): name the "
-            f"file that lies beside manifest.checksum"
+            f"{uri} is not the manifest.json of a bucket inventory "
+            f"({f'{where}: ' if where else ''}{fault['msg']}): name the file that lies beside "
+            f"manifest.checksum"
         ) from error
+    kind, stamp = manifest.file_format, manifest.creation_timestamp
     if kind not in ("CSV", "ORC", "Parquet"):
         raise ConfigError(f"the inventory {uri} is in the format {kind!r}: use CSV, ORC or Parquet")
     columns: tuple[str, ...] = ()
     if kind == "CSV":
-        columns = tuple(_NAMES.get(name.strip(), name.strip()) for name in schema.split(","))
+        fields = (name.strip() for name in manifest.file_schema.split(","))
+        columns = tuple(_NAMES.get(name, name) for name in fields)
         _check_columns(uri, columns)
-    data = open_store(f"s3://{str(target).removeprefix('arn:aws:s3:::')}", options)
-    return Inventory(uri, f"s3://{source}", written, data, keys, kind, columns)
+    return Inventory(
+        uri,
+        _bucket_uri(manifest.source_bucket),
+        None if stamp is None else datetime.fromtimestamp(stamp / 1000, UTC),
+        open_store(_bucket_uri(manifest.destination_bucket), options),
+        tuple(file.key for file in manifest.files),
+        kind,
+        columns,
+    )
+
+
+def _bucket_uri(name: str) -> str:
+    """Return the root of a bucket, which goes by its name or by its ARN."""
+    return f"s3://{name.rpartition(':')[2]}"
 
 
 def _check_columns(uri: str, columns: tuple[str, ...]) -> None:
@@ -182,30 +217,79 @@ def _check_columns(uri: str, columns: tuple[str, ...]) -> None:
 
 
 def _stats(batch: pa.RecordBatch, prefix: str, *, quoted: bool) -> Iterator[ObjectStat]:
-    """Yield the present objects of some rows."""
-    count = batch.num_rows
+    """Yield the present objects of some rows.
 
-    def column(name: str) -> list[Any]:
-        if name in batch.schema.names:
-            return list(batch.column(name).to_pylist())
-        return [None] * count
-
-    columns = [batch.column("key").to_pylist(), batch.column("size").to_pylist()]
-    columns += [batch.column("e_tag").to_pylist()]
-    columns += [column(name) for name in ("last_modified_date", "is_latest", "is_delete_marker")]
+    Raises
+    ------
+    ValueError
+        A column is missing or holds what it should not; which, and what.
+    """
+    columns = [
+        _texts(batch, "key"),
+        _sizes(batch),
+        _texts(batch, "e_tag"),
+        _times(batch),
+        *(_values(batch, name) for name in ("is_latest", "is_delete_marker")),
+    ]
     for key, size, etag, changed, latest, deleted in zip(*columns, strict=True):
         if str(latest).lower() == "false" or str(deleted).lower() == "true":
             continue
+        if not key:
+            raise ValueError("its field key is empty in a row")
         key = unquote_plus(key) if quoted else key
         if key.startswith(prefix):
-            yield ObjectStat(key, int(size or 0), (etag or "").strip('"') or None, _ns(changed))
+            yield ObjectStat(key, size or 0, (etag or "").strip('"') or None, changed)
 
 
-def _ns(changed: str | datetime | None) -> int | None:
-    """Return a time of change in nanoseconds since 1970."""
-    if not changed:
+def _values(batch: pa.RecordBatch, name: str) -> list[Any]:
+    if name not in batch.schema.names:
+        return [None] * batch.num_rows
+    return list(batch.column(name).to_pylist())
+
+
+def _needed(batch: pa.RecordBatch, name: str) -> pa.Array:
+    if name not in batch.schema.names:
+        raise ValueError(f"it has no field {name}")
+    return batch.column(name)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _texts(batch: pa.RecordBatch, name: str) -> list[str | None]:
+    column = _needed(batch, name)
+    if not (_is_text(column.type) or pa.types.is_null(column.type)):
+        raise ValueError(f"its field {name} holds {column.type}, not text")
+    return list(column.to_pylist())
+
+
+def _sizes(batch: pa.RecordBatch) -> list[int | None]:
+    column = _needed(batch, "size")
+    if _is_text(column.type):
+        column = pc.if_else(pc.equal(column, ""), None, column)
+    try:
+        return list(column.cast(pa.int64()).to_pylist())
+    except pa.ArrowException as error:
+        raise ValueError(f"its field size holds no whole numbers: {error}") from error
+
+
+def _times(batch: pa.RecordBatch) -> list[int | None]:
+    """Return the times of change in nanoseconds since 1970."""
+    try:
+        return [_ns(value) for value in _values(batch, "last_modified_date")]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"its field last_modified_date holds no times: {error}") from error
+
+
+def _ns(changed: object) -> int | None:
+    if changed is None or changed == "":
         return None
     moment = datetime.fromisoformat(changed) if isinstance(changed, str) else changed
+    if not isinstance(moment, datetime):
+        raise TypeError(f"{changed!r} is none")
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return round(moment.timestamp() * 1e9)

@@ -5,7 +5,8 @@
 * With dates in a path it is read once for all of them.
 * Old versions and deletion markers are no objects; paths and globs choose as they do in a listing.
 * A manifest that is missing, is none, names files that are gone or another bucket's paths: one
-  sentence.
+  sentence; so is a field, of manifest or data, that holds what it should not, and the sentence
+  names file and field.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import csv
 import gzip
 import io
 import json
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote_plus
 
 import pyarrow as pa
@@ -25,9 +27,10 @@ from pyarrow import orc
 
 from jobs.config import CorpusConfig, StoreConfig
 from jobs.corpus import list_corpus
-from jobs.inventory import Inventory
+from jobs.inventory import Inventory, read_inventory
 from tests.servers import S3Server
 from workers.errors import ConfigError
+from workers.messages import StoreOptions
 from workers.storage import ObjectStat, open_store
 
 DATED = "day/2026-11-19/d.mp4"
@@ -150,6 +153,140 @@ def test_a_narrowed_one_is_not_read_again(tmp_path: Path) -> None:
     assert [stat.key for stat in narrowed.list("day=02/")] == keys[1:3]
     assert [stat.key for stat in narrowed.list("day=02/b")] == keys[2:3]
     assert [*narrowed.list("day=01/"), *narrowed.list("day=03/")] == []
+
+
+def test_buckets_go_by_name_or_arn(tmp_path: Path) -> None:
+    for source, target in (("in", "arn:aws-cn:s3:::reports"), ("arn:aws:s3:::in", "reports")):
+        given = MANIFEST | {"sourceBucket": source, "destinationBucket": target}
+        (tmp_path / "manifest.json").write_text(json.dumps(given))
+        inventory = read_inventory(str(tmp_path / "manifest.json"), StoreOptions())
+        assert (inventory.root, inventory._data.uri) == ("s3://in", "s3://reports")
+
+
+MANIFEST: dict[str, Any] = {
+    "sourceBucket": "in",
+    "destinationBucket": "arn:aws:s3:::reports",
+    "creationTimestamp": "1795132800000",
+    "fileFormat": "CSV",
+    "fileSchema": SCHEMA,
+    "files": [{"key": "data.csv.gz", "size": 1}],
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        *[(name, None, name) for name in MANIFEST if name != "creationTimestamp"],
+        *[(name, [5], name) for name in MANIFEST if name != "files"],
+        ("destinationBucket", "", "destinationBucket"),
+        ("destinationBucket", "arn:aws:s3:::", "destinationBucket"),
+        ("sourceBucket", "in/videos", "sourceBucket"),
+        *[("creationTimestamp", moment, "creationTimestamp") for moment in (-1, 1e300)],
+        pytest.param("creationTimestamp", 10**400, "creationTimestamp", id="digits"),
+        pytest.param("creationTimestamp", "9" * 400, "creationTimestamp", id="text of digits"),
+        ("creationTimestamp", "yesterday", "creationTimestamp"),
+        ("files", "data.csv.gz", "files"),
+        ("files", [{"key": "a"}, {"size": 5}], "files.1.key"),
+        ("files", [{"key": None}], "files.0.key"),
+        ("files", ["data.csv.gz"], "files.0"),
+    ],
+)
+def test_a_field_of_a_manifest_that_holds_nonsense(
+    tmp_path: Path, field: str, value: object, named: str
+) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(MANIFEST | {field: value}))
+    with pytest.raises(ConfigError) as caught:
+        read_inventory(str(path), StoreOptions())
+    assert str(caught.value).startswith(f"{path} is not the manifest.json")
+    assert f"({named}: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[" * 100_000, b"\xff\xfe", b"null", b"[1]"])
+def test_a_manifest_that_is_no_json_object(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_bytes(text)
+    with pytest.raises(ConfigError, match="of a bucket inventory"):
+        read_inventory(str(path), StoreOptions())
+
+
+NOW = datetime(2026, 11, 20, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("field", "column"),
+    [
+        ("key", pa.array(["a.mp4", None])),
+        ("key", pa.array(["a.mp4", ""])),
+        ("key", pa.array([1, 2])),
+        ("key", pa.array([b"a.mp4", b"b.mp4"])),
+        ("key", pa.nulls(2, pa.string())),
+        ("key", None),
+        ("size", pa.array(["ten", "1"])),
+        ("size", pa.array([1.5, 2])),
+        ("size", pa.array([float("inf"), 2])),
+        ("size", None),
+        ("e_tag", pa.array([1, 2])),
+        ("e_tag", pa.array([b"x", b"y"])),
+        ("e_tag", None),
+        ("last_modified_date", pa.array([1795132800000, 1])),
+        ("last_modified_date", pa.array(["2026-11-20T00:00:00.000Z", "yesterday"])),
+        ("last_modified_date", pa.array([date(2026, 11, 20), None])),
+        ("last_modified_date", pa.array([2**62, 1], pa.timestamp("ms"))),
+    ],
+)
+def test_a_field_of_the_data_that_holds_nonsense(
+    tmp_path: Path, field: str, column: pa.Array | None
+) -> None:
+    table = pa.table(
+        {
+            "key": ["a.mp4", "b.mp4"],
+            "size": [1, 2],
+            "e_tag": ["x", None],
+            "last_modified_date": pa.array([NOW, None], pa.timestamp("ms", "UTC")),
+        }
+    )
+    position = table.schema.get_field_index(field)
+    if column is None:
+        table = table.remove_column(position)
+    else:
+        table = table.set_column(position, field, column)
+    pq.write_table(table, tmp_path / "data")
+    data = open_store(str(tmp_path))
+    inventory = Inventory("the-manifest", "s3://bucket", None, data, ("data",), "Parquet", ())
+    with pytest.raises(ConfigError) as caught:
+        list(inventory.list(""))
+    assert f"{tmp_path}/data of the inventory the-manifest cannot be read" in str(caught.value)
+    assert f"field {field}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cells", "field"),
+    [(("ten", "2026-11-20T00:00:00.000Z"), "size"), (("10", "soon"), "last_modified_date")],
+)
+def test_a_cell_that_holds_nonsense(tmp_path: Path, cells: tuple[str, str], field: str) -> None:
+    text = f'"a.mp4","{cells[0]}","{cells[1]}","x"\n'
+    (tmp_path / "data").write_bytes(gzip.compress(text.encode()))
+    columns = ("key", "size", "last_modified_date", "e_tag")
+    data = open_store(str(tmp_path))
+    inventory = Inventory("uri", "s3://bucket", None, data, ("data",), "CSV", columns)
+    with pytest.raises(ConfigError, match=f"its field {field} holds no"):
+        list(inventory.list(""))
+
+
+def test_empty_cells_and_columns_are_unknown(tmp_path: Path) -> None:
+    text = '"a+1.mp4","","","true",""\n"gone","","","true","true"\n'
+    (tmp_path / "data.csv").write_bytes(gzip.compress(text.encode()))
+    nothing = pa.table({"key": ["a 1.mp4"], "size": pa.nulls(1), "e_tag": pa.nulls(1)})
+    pq.write_table(nothing, tmp_path / "data.parquet")
+    data = open_store(str(tmp_path))
+    columns = ("key", "size", "e_tag", "is_latest", "is_delete_marker")
+    for kind, names in (("CSV", columns), ("Parquet", ())):
+        key = f"data.{kind.lower()}"
+        inventory = Inventory("uri", "s3://bucket", None, data, (key,), kind, names)
+        assert list(inventory.list("")) == [ObjectStat("a 1.mp4", 0, None, None)]
 
 
 def test_what_is_no_inventory(bucket: tuple[S3Server, str]) -> None:
