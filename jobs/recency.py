@@ -4,6 +4,9 @@ The log decides what is done; these only keep a run from listing what cannot be 
 carry date fields (``s3://bucket/day=%Y-%m-%d/``): then the folders of the dates in question are
 listed and no others. Any other path is listed whole, and what changed outside the window is left
 out. Times without a zone are UTC, as object stores count.
+
+An age means another time whenever it is read, so a run settles what it means before anything
+depends on it: what is stored and what is sent to others are times (`settled`).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from workers.errors import ConfigError
 MAX_DATES = 10_000
 """A window of more dated folders than this is a slip of the hand."""
 
+_AGE = re.compile(r"(\d+)([mhdw])")
 _FIELD = re.compile(r"%(.?)")
 _STEPS = {"H": timedelta(hours=1), "d": timedelta(days=1), "m": timedelta(days=32)}
 _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -83,6 +87,45 @@ class Window:
     def __str__(self) -> str:
         end = "now" if self.until.year == datetime.max.year else f"{self.until:%Y-%m-%dT%H:%MZ}"
         return f"{self.since:%Y-%m-%dT%H:%MZ} to {end}"
+
+
+def settled(since: str | None, until: str | None, now: datetime) -> tuple[str | None, str | None]:
+    """Return the same window in times alone, which mean the same whenever they are read.
+
+    Parameters
+    ----------
+    since, until : str or None
+        As for `Window.parse`.
+    now : datetime
+        What ages count from; has a zone.
+
+    Returns
+    -------
+    since, until : str or None
+        Ages have become whole minutes in UTC, `since` rounded down and `until` up: a minute too
+        much costs nothing, since the log decides what is done, and it is in the same dated
+        folders. All else is as it was; a window that is open towards the future stays so.
+
+    Raises
+    ------
+    ConfigError
+        As `Window.parse`.
+
+    Examples
+    --------
+    >>> settled("36h", None, datetime(2026, 11, 20, 3, 0, 20, tzinfo=UTC))
+    ('2026-11-18T15:00Z', None)
+    >>> settled("2026-11-01", "1d", datetime(2026, 11, 20, 3, 0, 20, tzinfo=UTC))
+    ('2026-11-01', '2026-11-19T03:01Z')
+    """
+    window = Window.parse(since, until, now)
+    if window is None:
+        return None, None
+    if since is not None and _AGE.fullmatch(since.strip()):
+        since = _to_minute(window.since)
+    if until is not None and _AGE.fullmatch(until.strip()):
+        until = _to_minute(window.until + timedelta(minutes=1, microseconds=-1))
+    return since, until
 
 
 def has_dates(path: str) -> bool:
@@ -152,7 +195,7 @@ def fixed_folder(path: str) -> str:
 
 
 def _moment(flag: str, text: str, now: datetime) -> datetime:
-    age = re.fullmatch(r"(\d+)([mhdw])", text.strip())
+    age = _AGE.fullmatch(text.strip())
     try:
         if age:
             return now - timedelta(seconds=int(age[1]) * _UNITS[age[2]])
@@ -163,3 +206,7 @@ def _moment(flag: str, text: str, now: datetime) -> datetime:
             f"an age (36h, 7d)"
         ) from None
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _to_minute(moment: datetime) -> str:
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="minutes") + "Z"

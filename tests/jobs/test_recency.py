@@ -8,19 +8,26 @@
   frames counts whole when one of its images is inside.
 * Names stay paths below the same root, whatever the window.
 * A corpus without news is empty, not wrong.
+* What an age meant when a run began stays what it means: settled, it is times that choose the same
+  videos days later, for `retry` and for the command that reproduces one video.
+* Tomorrow's window is no other configuration.
 """
 
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
+import shlex
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from jobs.config import CorpusConfig
+from jobs.config import CorpusConfig, OutConfig, RunConfig, fingerprint
 from jobs.corpus import Corpus, list_corpus
-from jobs.recency import Window, dated_paths, has_dates
+from jobs.recency import Window, dated_paths, has_dates, settled
+from jobs.startup import reproduce_command
 from workers.errors import ConfigError
 
 NOW = datetime(2026, 3, 2, 1, 30, tzinfo=UTC)
@@ -149,3 +156,102 @@ def test_what_changed_is_found_by_its_time(tmp_path: Path) -> None:
     etags = dict(zip(*(whole.table[c].to_pylist() for c in ("name", "etag")), strict=True))
     assert corpus.table["etag"].to_pylist() == [etags[n] for n in corpus.table["name"].to_pylist()]
     assert len(list_corpus(config.model_copy(update={"since": "2026-02-02"}))) == 0
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "expected"),
+    [
+        (None, None, (None, None)),
+        ("2026-02-28", None, ("2026-02-28", None)),
+        ("2026-02-28T22:00+02:00", "2026-03-01", ("2026-02-28T22:00+02:00", "2026-03-01")),
+        ("36h", None, ("2026-02-28T13:30Z", None)),
+        (" 2d ", "90m", ("2026-02-28T01:30Z", "2026-03-02T00:00Z")),
+        ("1500w", None, ("1997-06-02T01:30Z", None)),
+    ],
+)
+def test_ages_become_times(
+    since: str | None, until: str | None, expected: tuple[str | None, str | None]
+) -> None:
+    assert settled(since, until, NOW) == expected
+    assert settled(since, until, NOW.astimezone(timezone(timedelta(hours=5)))) == expected
+    # ages are half open: part of a minute still belongs to it
+    later = settled("36h", "90m", NOW + timedelta(seconds=20))
+    assert later == ("2026-02-28T13:30Z", "2026-03-02T00:01Z")
+
+
+def test_what_is_no_window_cannot_be_settled() -> None:
+    for since, until in (("yesterday", None), (None, "1d"), ("1d", "2d"), ("9999999999w", None)):
+        with pytest.raises(ConfigError):
+            settled(since, until, NOW)
+
+
+AGES = st.builds("{}{}".format, st.integers(0, 60), st.sampled_from("mhd"))
+MOMENTS = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1)) | st.builds(
+    lambda day, microseconds: day + timedelta(microseconds=microseconds),
+    st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1)).map(
+        lambda moment: moment.replace(hour=0, minute=0, second=0, microsecond=0)
+    ),
+    st.integers(-2, 2),
+)
+
+
+@given(since=AGES, until=AGES | st.none(), moment=MOMENTS)
+def test_settled_times_choose_what_the_ages_did(
+    since: str, until: str | None, moment: datetime
+) -> None:
+    now = moment.replace(tzinfo=UTC)
+    try:
+        asked = Window.parse(since, until, now)
+    except ConfigError:
+        return
+    times = settled(since, until, now)
+    assert times[0] is not None
+    assert (times[1] is None) == (until is None)
+    found = Window.parse(*times, now)
+    assert asked is not None
+    assert found is not None
+    for path in ("%Y-%m-%d", "%Y%m%d/%H", "%Y/%m"):
+        assert list(dated_paths(path, found, now)) == list(dated_paths(path, asked, now))
+    # nothing falls out, and no more than a minute falls in
+    assert timedelta() <= asked.since - found.since < timedelta(minutes=1)
+    if until is not None:
+        assert timedelta() <= found.until - asked.until < timedelta(minutes=1)
+    # and whenever it is read again, it is the same
+    later = now + timedelta(days=400)
+    assert Window.parse(*times, later) == found
+    assert settled(*times, later) == times
+
+
+def test_days_later_a_settled_window_still_holds_its_videos(tmp_path: Path) -> None:
+    # Given a nightly run of ten days ago, for what was new then
+    now = datetime.now(UTC)
+    night = now - timedelta(days=10)
+    video = tmp_path / "in" / "a.mp4"
+    touch(video, night - timedelta(hours=3))
+    touch(tmp_path / "in" / "older.mp4", night - timedelta(days=2))
+    dated = tmp_path / "dated" / f"{night:%Y-%m-%d}" / "a.mp4"
+    touch(dated)
+    typed = CorpusConfig(paths=(str(tmp_path / "in"),), since="1d")
+    since, until = settled(typed.since, typed.until, night)
+    stored = typed.model_copy(update={"since": since, "until": until})
+    # When its configuration is read again, by retry
+    assert len(list_corpus(typed)) == 0
+    assert names(list_corpus(stored)) == ["a.mp4"]
+    by_date = stored.model_copy(update={"paths": (f"{tmp_path}/dated/%Y-%m-%d/",)})
+    assert names(list_corpus(by_date)) == [f"{night:%Y-%m-%d}/a.mp4"]
+    # or by the command that reproduces one video
+    config = RunConfig(corpus=stored, out=OutConfig(uri=str(tmp_path / "out")))
+    words = shlex.split(reproduce_command(config, str(video)))
+    assert words[words.index("--since") + 1] == since
+    assert names(list_corpus(stored.model_copy(update={"videos": (str(video),)}))) == ["a.mp4"]
+
+
+def test_the_window_is_no_part_of_the_configuration_of_an_output(tmp_path: Path) -> None:
+    prints = set()
+    for since, until in ((None, None), settled("3d", None, NOW), settled("3d", "1d", NOW)):
+        config = RunConfig(
+            corpus=CorpusConfig(paths=(str(tmp_path),), since=since, until=until),
+            out=OutConfig(uri=str(tmp_path / "out")),
+        )
+        prints.add(fingerprint(config.mask_settings(tracker_sha256="", detector_sha256="")))
+    assert len(prints) == 1
