@@ -27,20 +27,20 @@ class Outbox:
         Where records go.
     clock : callable
         Returns seconds that never run backwards.
-    worker_rows : callable
-        Returns the rows of the table `workers` as they are now; they ride with the commits, so
-        that they survive the driver.
+    changed_rows : callable
+        Returns the rows of the table `workers` that have changed since it was last called; they
+        ride with the commits, so that they survive the driver.
     """
 
     def __init__(
         self,
         log: CommitLog,
         clock: Callable[[], float],
-        worker_rows: Callable[[], Sequence[Mapping[str, Any]]],
+        changed_rows: Callable[[], Sequence[Mapping[str, Any]]],
     ) -> None:
         self._log = log
         self._clock = clock
-        self._worker_rows = worker_rows
+        self._changed_rows = changed_rows
         self._commits: list[VideoCommit] = []
         self._quarantined: list[Quarantined] = []
         self._oldest_s = 0.0
@@ -81,7 +81,7 @@ class Outbox:
             The log cannot be appended to; what was not appended stays in the outbox.
         """
         if self._commits:
-            self._log.commit(self._commits, self._worker_rows())
+            self._log.commit(self._commits, self._changed_rows())
             self._commits = []
         if self._quarantined:
             self._log.quarantine(self._quarantined)
