@@ -8,7 +8,8 @@
   the one process that it started, a whole group, or every process of a Ray job.
 * The configuration is valid and refuses to overlap itself.
 * Argo's own schema accepts the CronWorkflow, unknown fields being errors; a planted typo does not
-  pass. Its pod passes Kubernetes' schema.
+  pass. Its pods pass Kubernetes' schema, as do the rights that Argo needs in them, and get the keys
+  of a store and the token of the cluster from where the other files put them.
 * The DAG and the asset name nothing that changes from night to night. (They run under the real
   schedulers in `infra/schedules/check.sh`.)
 """
@@ -43,9 +44,18 @@ TIME = "17 2 * * *"
 PYTHON_FILES = ["airflow_dag.py", "dagster_asset.py"]
 
 
+def argo() -> dict[str, dict[str, Any]]:
+    return {d["kind"]: d for d in documents(SCHEDULES / "argo-cronworkflow.yaml")}
+
+
 def workflow() -> dict[str, Any]:
-    (document,) = documents(SCHEDULES / "argo-cronworkflow.yaml")
-    return document
+    return argo()["CronWorkflow"]
+
+
+def templates() -> dict[str, dict[str, Any]]:
+    return {
+        template["name"]: template for template in workflow()["spec"]["workflowSpec"]["templates"]
+    }
 
 
 def crontab_line() -> str:
@@ -67,8 +77,8 @@ def default_arguments(name: str) -> str:
 def test_all_run_one_command() -> None:
     commands = [crontab_line().split(maxsplit=5)[5]]
     commands += [f"maskmill-nightly {default_arguments(name)}" for name in PYTHON_FILES]
-    container = workflow()["spec"]["workflowSpec"]["templates"][0]["container"]
-    commands.append(shlex.join(container["command"]))
+    first = workflow()["spec"]["workflowSpec"]["entrypoint"]
+    commands.append(shlex.join(templates()[first]["container"]["command"]))
     for kind in ("rayjob", "raycronjob"):
         (document,) = documents(INFRA / "kuberay" / "jobs" / f"{kind}.yaml")
         spec = document["spec"]
@@ -257,20 +267,63 @@ def test_argo_refuses_a_planted_typo(key: tuple[str | int, ...]) -> None:
         jsonschema.validate(with_typo(workflow(), key), strict_schema())
 
 
-def test_the_pod_of_the_workflow_is_one() -> None:
+@pytest.mark.parametrize("name", ["track", "submit"])
+def test_a_pod_of_the_workflow_is_one(name: str) -> None:
     spec = workflow()["spec"]["workflowSpec"]
-    (template,) = spec["templates"]
+    template = templates()[name]
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": "track"},
+        "metadata": {"name": name},
         "spec": {
             "serviceAccountName": spec["serviceAccountName"],
             "securityContext": spec["securityContext"],
             "volumes": spec["volumes"],
-            "tolerations": template["tolerations"],
+            "tolerations": template.get("tolerations", []),
             "containers": [{"name": "main", **template["container"]}],
         },
     }
     assert problems_of_core(pod) == ""
-    assert template["container"]["image"] == f"maskmill:{version()}"
+    assert template["container"]["image"] == f"REGISTRY/maskmill:{version()}"
+
+
+def test_argo_may_report_from_the_pods() -> None:
+    found = argo()
+    role, binding = found["Role"], found["RoleBinding"]
+    assert problems_of_core(role) == problems_of_core(binding) == ""
+    assert "resourcesz" in problems_of_core(with_typo(role, ("rules", 0, "resources")))
+    assert role["rules"] == [
+        {
+            "apiGroups": ["argoproj.io"],
+            "resources": ["workflowtaskresults"],
+            "verbs": ["create", "patch"],
+        }
+    ]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    account = workflow()["spec"]["workflowSpec"]["serviceAccountName"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account}]
+    (base,) = documents(INFRA / "kuberay" / "base" / "serviceaccount.yaml")
+    assert base["metadata"]["name"] == account
+
+
+def test_pods_of_argo_get_the_keys_of_a_store_where_there_are_some() -> None:
+    overlay = (
+        INFRA / "kuberay" / "overlays" / "s3" / "platform" / "kustomization.yaml"
+    ).read_text()
+    (secret,) = set(re.findall(r"secretRef: \{name: ([\w-]+)\}", overlay))
+    for template in templates().values():
+        (source,) = template["container"]["envFrom"]
+        assert source == {"secretRef": {"name": secret, "optional": True}}
+
+
+def test_argo_submits_with_the_token_of_the_cluster() -> None:
+    container = templates()["submit"]["container"]
+    (cluster,) = documents(INFRA / "kuberay" / "base" / "raycluster.yaml")
+    name = cluster["metadata"]["name"]
+    assert container["command"][:2] == ["maskmill-nightly", "submit"]
+    assert container["command"][-1] == f"http://{name}-head-svc:8265"
+    (token,) = container["env"]
+    assert token["name"] == "RAY_AUTH_TOKEN"
+    # The operator names the secret after the cluster.
+    assert token["valueFrom"] == {"secretKeyRef": {"name": name, "key": "auth_token"}}
+    assert "nvidia.com/gpu" not in container["resources"]["limits"]
