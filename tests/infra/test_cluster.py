@@ -5,12 +5,17 @@
 * GPU workers are spot, start from zero and watch for the cloud's notice; the head has no GPU.
 * Nodes install nothing: the image has everything. Nobody joins without the token, and none lies
   in the file.
-* The policy for AWS lets workers do what a run does on a bucket, and nothing on others.
+* The policy for AWS lets nodes do what a run does on a bucket, and nothing on others.
+* Whoever launches workers may do so: on AWS the head has a role of its own, which may give workers
+  theirs and no other role; the README makes both. On Google Cloud Ray's account for the head may.
 """
 
 from __future__ import annotations
 
+import ast
 import json
+import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +103,60 @@ def test_the_policy_is_what_a_run_needs() -> None:
     assert {"s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"} <= set(output["Action"])
     for statement in (corpus, output):
         assert all(r.startswith("arn:aws:s3:::") and "BUCKET" in r for r in statement["Resource"])
+
+
+def profile(node_type: str) -> str:
+    """Return the name of the instance profile, and of its role, that a kind of node has on AWS."""
+    node = launcher(FILES[0])["available_node_types"][node_type]["node_config"]
+    arn = re.fullmatch(
+        r"arn:aws:iam::ACCOUNT:instance-profile/([\w-]+)", node["IamInstanceProfile"]["Arn"]
+    )
+    assert arn is not None
+    return arn[1]
+
+
+def test_the_head_may_launch_workers_with_their_role() -> None:
+    policy = json.loads((INFRA / "cluster" / "aws-pass-role.json").read_text())
+    (statement,) = policy["Statement"]
+    assert statement["Effect"] == "Allow"
+    assert statement["Action"] == "iam:PassRole"
+    assert statement["Resource"] == f"arn:aws:iam::ACCOUNT:role/{profile('gpu')}"
+    assert profile("head") != profile("gpu")
+
+
+def test_the_readme_makes_the_roles() -> None:
+    page = re.sub(r"\\\n\s*", "", (INFRA / "README.md").read_text())
+    roles = re.search(r"for role in (.*); do\n(.*?)\ndone\n", page, re.DOTALL)
+    assert roles is not None
+    assert roles[1].split() == [profile("head"), profile("gpu")]
+    made = [line.split(" --")[0].split()[2] for line in roles[2].splitlines()]
+    assert made == [
+        "create-role",
+        "attach-role-policy",
+        "create-instance-profile",
+        "add-role-to-instance-profile",
+    ]
+    assert "file://infra/cluster/aws-ec2-trust.json" in roles[2]
+    of_head = rf"aws iam (\S+) --role-name {profile('head')} (.*)"
+    given = dict(re.findall(of_head, page))
+    assert given["attach-role-policy"].endswith("aws:policy/AmazonEC2FullAccess")
+    assert given["put-role-policy"].endswith("file://infra/cluster/aws-pass-role.json")
+    trust = json.loads((INFRA / "cluster" / "aws-ec2-trust.json").read_text())
+    assert trust["Statement"][0]["Principal"] == {"Service": "ec2.amazonaws.com"}
+
+
+def test_rays_account_for_heads_on_google_cloud_may_launch_workers() -> None:
+    head = launcher(FILES[1])["available_node_types"]["head"]["node_config"]
+    assert "serviceAccounts" not in head, "it has one of its own, which needs the roles below"
+    spec = find_spec("ray")
+    assert spec is not None
+    assert spec.origin is not None
+    # Read, since importing it needs Google's libraries.
+    module = ast.parse((Path(spec.origin).parent / "autoscaler/_private/gcp/config.py").read_text())
+    (roles,) = (
+        ast.literal_eval(node.value)
+        for node in module.body
+        if isinstance(node, ast.Assign)
+        and ast.unparse(node.targets[0]) == "DEFAULT_SERVICE_ACCOUNT_ROLES"
+    )
+    assert {"roles/iam.serviceAccountUser", "roles/storage.objectAdmin"} <= set(roles)
