@@ -210,7 +210,9 @@ def test_a_signal_for_the_group_comes_once(tmp_path: Path) -> None:
 
 
 def test_in_a_job_of_ray_the_signal_is_ray_s(tmp_path: Path) -> None:
-    with night(tmp_path, RAY_JOB_CONFIG_JSON_ENV_VAR="{}") as running:
+    from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+
+    with night(tmp_path, **{RAY_JOB_CONFIG_JSON_ENV_VAR: "{}"}) as running:
         # Where a supervisor dies, Ray kills the group of its job.
         assert os.getpgid(running.pid) == running.shell.pid
         os.kill(running.pid, signal.SIGTERM)
