@@ -2,6 +2,7 @@
 
 * A run that finished is exit code 0 and closed; the same again does nothing; what is quarantined
   stays so and is exit code 1.
+* What an age such as ``--since 2h`` meant is stored as a time: a retry comes days later.
 * `retry` takes up what is in the corpus; the rest stays in quarantine, and that is said.
 * A committed video whose files were damaged in staging is not counted as committed: exit code 1
   and a sentence; the same command again tracks it.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,7 @@ class Place:
         self,
         *,
         paths: tuple[str, ...] = (),
+        corpus: dict[str, Any] | None = None,
         options: dict[str, Any] | None = None,
         pool: dict[str, Any] | None = None,
         prompts: dict[str, Any] | None = None,
@@ -69,7 +72,7 @@ class Place:
     ) -> RunSummary:
         config = RunConfig.model_validate(
             {
-                "corpus": {"paths": paths or (str(self.corpus),)},
+                "corpus": {"paths": paths or (str(self.corpus),)} | (corpus or {}),
                 "out": {"uri": str(self.out)},
                 "tracker": {"name": "fake", "options": options or {}},
                 "prompts": {"file": str(self.corpus.parent / "prompts.jsonl")} | (prompts or {}),
@@ -128,6 +131,18 @@ def test_one_number_format(place: Place) -> None:
         return ThreadPool(spec, 1, worker_cls=Float16Worker)
 
     assert place.run(prompts={"allow_unprompted": True}, make=make).num_committed == 1
+
+
+def test_an_age_is_stored_as_the_time_that_it_meant(place: Place) -> None:
+    write_video(place.corpus / "empty.mp4", num_frames=3)
+    (place.corpus / "empty.mp4").write_bytes(b"")
+    assert place.run(corpus={"since": "2h"}).exit_code == 1
+    state = read_state(open_store(str(place.out)))
+    assert state.plan is not None
+    since = datetime.fromisoformat(state.plan.config["corpus"]["since"])
+    assert timedelta(hours=2) <= datetime.now(UTC) - since < timedelta(hours=3)
+    (entry,) = state.quarantined.values()
+    assert f"--since {state.plan.config['corpus']['since']}" in entry.reproduce
 
 
 def test_run_and_run_again(place: Place) -> None:
