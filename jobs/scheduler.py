@@ -38,6 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.backlog import Backlog
+from jobs.outlook import Outlook
 from workers.errors import (
     ConfigError,
     FailureKind,
@@ -231,6 +232,10 @@ class _Worker:
     """When its node goes, where that is known to happen; infinity for some time."""
     speed: float | None = None
     """Units of cost per second, where measured."""
+    left: float = 0.0
+    """Units of cost that its attempts have left."""
+    ends_at: float = inf
+    """When the first of its attempts ends, as far as lengths and speed tell; see `_look_ahead`."""
     idle_since: float = 0.0
 
     @property
@@ -344,6 +349,7 @@ class Scheduler:
         self._forgo_not_before = -inf
         self._fastest: float | None = None
         self._fastest_is_known = True
+        self._outlook: Outlook | None = None
         self._is_mixed = is_mixed
         self._kinds: set[str] = set()
         self._num_starting = 0
@@ -423,8 +429,10 @@ class Scheduler:
         """Take note of a worker's measured speed, in units of cost per second."""
         worker = self._workers.get(worker_id)
         if worker is not None and speed != worker.speed:
+            if worker.speed == self._fastest or (speed or 0) > (self._fastest or 0):
+                self._fastest_is_known = False
             worker.speed = speed
-            self._fastest_is_known = False
+            self._look_ahead(worker)
 
     def worker_draining(self, worker_id: str, ends_at: float, now: float) -> list[Action]:
         """Take note that a worker's node is going to be taken away.
@@ -591,6 +599,8 @@ class Scheduler:
         if heard != (attempt.phase, attempt.num_steps, attempt.num_bytes):
             attempt.phase, attempt.num_steps, attempt.num_bytes = heard
             attempt.progress_at = now
+            if (worker := self._workers.get(attempt.worker_id)) is not None:
+                self._look_ahead(worker)
         return []
 
     def tick(self, now: float) -> list[Action]:
@@ -836,6 +846,7 @@ class Scheduler:
             worker.exclusive = False
             worker.idle_since = now
             self._open[worker.worker_id] = worker
+            self._look_ahead(worker)
         return attempt.entry
 
     def _num_missing(self) -> int:
@@ -929,11 +940,12 @@ class Scheduler:
         """Complete an event's actions: end, replace and fill workers."""
         if self._stopped:
             return actions
+        self._outlook = None
         if self._num_withheld == len(self._entries) and not len(self._backlog):
             self._release_at_the_end(actions)
         if self._interrupted or self._stopped:
             return actions
-        for worker in [w for w in self._open.values() if w.is_leaving and not w.attempts]:
+        for worker in [w for w in self._open.values() if not w.attempts and w.is_leaving]:
             if worker.drains_at is not None:
                 self._release_worker(worker, "its node is being taken away", actions)
             else:
@@ -956,19 +968,17 @@ class Scheduler:
             if worker.worker_id in self._workers:
                 self._open[worker.worker_id] = worker
         self._reserved.clear()
-        for _ in range(len(self._suspects)):
-            able = [
-                w for w in self._workers.values() if not (w.is_leaving or w.exclusive or w.reserved)
-            ]
-            if not able:
-                return
-            worker = min(able, key=lambda w: len(w.attempts))
+        if not self._suspects:
+            return
+        able = [w for w in self._workers.values() if not (w.is_leaving or w.exclusive)]
+        for worker in heapq.nsmallest(len(self._suspects), able, key=lambda w: len(w.attempts)):
             if worker.attempts:
                 worker.reserved = True
                 self._reserved.append(worker)
+                self._open.pop(worker.worker_id, None)
             else:
-                self._begin(worker, self._suspects.popleft(), now, actions)
                 worker.exclusive = True
+                self._begin(worker, self._suspects.popleft(), now, actions)
 
     def _begin_others(self, now: float, actions: list[Action]) -> None:
         """Fill tracking slots, the emptiest worker first; then prefetch while plenty is left."""
@@ -979,21 +989,19 @@ class Scheduler:
                 self._retries.remove(entry)
                 self._begin(preferred, entry, now, actions)
         for depth in range(self._slots + self._prefetch):
-            for worker in self._fastest_first():
-                if not self._num_waiting():
+            is_ahead = depth >= self._slots
+            ends_by = now + self.policy.prefetch_within_s if is_ahead else inf
+            # Near the end a prefetched video would wait behind a long one while another worker
+            # has nothing to do.
+            enough = self._wanted * self._slots if is_ahead else 0
+            if self._num_waiting() <= enough:
+                return
+            for worker in self._fastest_first(depth, ends_by):
+                if self._num_waiting() <= enough:
                     return
-                if depth >= self._slots and self._num_waiting() <= self._wanted * self._slots:
-                    # Near the end a prefetched video would wait behind a long one while another
-                    # worker has nothing to do.
-                    return
-                if depth >= self._slots and not self._ends_soon(worker, now):
-                    continue
-                if len(worker.attempts) == depth and self._room(worker, prefetch=True) > 0:
-                    following = self._next_task(worker)
-                    if following is not None:
-                        self._begin(worker, following, now, actions)
-                if self._room(worker, prefetch=True) <= 0 and not worker.is_leaving:
-                    self._open.pop(worker.worker_id, None)
+                following = self._next_task(worker)
+                if following is not None:
+                    self._begin(worker, following, now, actions)
 
     def _begin_on_fresh(self, now: float, actions: list[Action]) -> None:
         """Give tasks whose tracker failed to workers that came since: their state is clean."""
@@ -1048,25 +1056,36 @@ class Scheduler:
             self._fastest_is_known = True
         return self._fastest if self._knows_costs else None
 
-    def _fastest_first(self) -> list[_Worker]:
-        """Return the workers that may have room; one that is not measured is no slower."""
-        workers = list(self._open.values())
+    def _fastest_first(self, depth: int, ends_by: float) -> list[_Worker]:
+        """Return the workers with room that run `depth` attempts, the first of which ends in time.
+
+        One that is not measured is no slower than the others.
+        """
+        workers = [
+            worker
+            for worker in self._open.values()
+            if worker.ends_at <= ends_by
+            and len(worker.attempts) == depth
+            and self._room(worker, prefetch=True) > 0
+        ]
         top = self._top_speed()
         if top is not None and len(workers) > 1:
             workers.sort(key=lambda worker: -(worker.speed or top))
         return workers
 
-    def _ends_soon(self, worker: _Worker, now: float) -> bool:
-        """Whether a worker needs another video soon; True where nobody can tell."""
+    def _look_ahead(self, worker: _Worker) -> None:
+        """Estimate anew what a worker has left, after anything that may change it.
+
+        While its speed is unknown no end is in sight: its first video may be the longest of all.
+        """
+        worker.left, worker.ends_at = 0.0, inf
+        for attempt in worker.attempts.values():
+            left = self._left_of(attempt)
+            worker.left += left
+            if worker.speed:
+                worker.ends_at = min(worker.ends_at, attempt.progress_at + left / worker.speed)
         if not self._knows_costs:
-            return True
-        if not worker.speed:
-            return False  # its first video may be the longest of all
-        within_s = self.policy.prefetch_within_s
-        return any(
-            attempt.progress_at + self._left_of(attempt) / worker.speed <= now + within_s
-            for attempt in worker.attempts.values()
-        )
+            worker.ends_at = -inf  # nobody can tell: as soon as may be
 
     def _longest_for(self, worker: _Worker) -> float:
         """Return the cost of the longest task that a worker should begin now.
@@ -1088,17 +1107,15 @@ class Scheduler:
         """
         if worker.attempts:
             return True  # for later: it is not idle
-        shortest, speed = self._backlog.shortest, worker.speed or inf
-        total_speed, total_left, soonest_s = 0.0, self._backlog.total_cost, inf
-        for other in self._workers.values():
-            if other.attempts and other.speed and not other.is_leaving and other.speed > speed:
-                left = sum(self._left_of(attempt) for attempt in other.attempts.values())
-                total_speed += other.speed
-                total_left += left
-                soonest_s = min(soonest_s, (left + shortest) / other.speed)
-        if not total_speed:
-            return False
-        return shortest / speed > _LONGER * max(soonest_s, total_left / total_speed)
+        if self._outlook is None:
+            at_work = (
+                (other.speed, other.left)
+                for other in self._workers.values()
+                if other.attempts and other.speed and not other.is_leaving
+            )
+            self._outlook = Outlook(at_work, self._backlog.shortest, self._backlog.total_cost)
+        speed = worker.speed or inf
+        return self._backlog.shortest / speed > _LONGER * self._outlook.done_in_s(speed)
 
     def _begin(self, worker: _Worker, entry: _Task, now: float, actions: list[Action]) -> None:
         entry.number += 1
@@ -1107,6 +1124,10 @@ class Scheduler:
         attempt_id = f"{self._prefix}{entry.task}-{entry.number}"
         attempt = _Attempt(attempt_id, entry, worker.worker_id, progress_at=now)
         self._attempts[attempt_id] = worker.attempts[attempt_id] = attempt
+        if self._room(worker, prefetch=True) <= 0:
+            self._open.pop(worker.worker_id, None)
+        self._look_ahead(worker)
+        self._outlook = None
         actions.append(
             Begin(worker.worker_id, entry.task, attempt_id, entry.number, entry.small_profile)
         )
