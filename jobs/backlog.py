@@ -81,7 +81,7 @@ class Backlog:
             return None
         place = self._front
         if self._cost_at(place) > limit:
-            if self._rising is None:
+            if self._rising is None or self._cost_at(self._back) > limit:
                 return None
             first = len(self._order) - int(np.searchsorted(self._rising, limit, side="right"))
             place = self._free_from(first)
