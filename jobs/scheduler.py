@@ -5,13 +5,8 @@ Events come in (`worker_ready`, `attempt_failed`, `tick`, ...), actions come out
 Pending tasks are arrays (`jobs.backlog`); only a task that was begun and has not ended is an
 object, so ten million pending videos cost their order and their lengths, and nothing else.
 
-When many videos fail, is it they or the world around them? An outage must quarantine no good video,
-and what concerns one video must never stop a run, so final failures are counted in three ways.
-`INPUT` (the video was read and found unusable) would come back whenever it is tried: it is
-quarantined at once and says nothing about an outage, neither for it nor against it, since a corpus
-may well hold a thousand web pages named ``.mp4`` in a row. `TRANSIENT` (a store that gave no answer
-in all the tries) speaks against the store, however few workers asked and whatever it said, until a
-commit proves the contrary. All others are an outage when many in a row look alike on two workers.
+What fails for good is judged by `jobs.outage`: unless it was the video alone, it is held back until
+it is known whether it was the world around it.
 
 Workers may be unlike each other. Where several have nothing to do, the fastest begins the longest
 video. One that is clearly slower leaves the longest to the others and begins what it can do in the
@@ -26,7 +21,6 @@ do for a while is released, where the caller allows it.
 from __future__ import annotations
 
 import heapq
-import re
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -38,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.backlog import Backlog
+from jobs.outage import Failure, OutageWatch, Verdict
 from jobs.outlook import Outlook
 from workers.errors import (
     ConfigError,
@@ -244,24 +239,6 @@ class _Worker:
         return bool(self.retiring) or self.drains_at is not None
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    kind: FailureKind
-    message: str
-    traceback: str = ""
-
-
-@dataclass(slots=True)
-class _Streak:
-    """Tasks that failed for good for what may be one cause, held back until that is known."""
-
-    failures: list[tuple[_Task, _Failure]] = field(default_factory=list)
-    workers: set[str] = field(default_factory=set)
-
-    def __len__(self) -> int:
-        return len(self.failures)
-
-
 class Scheduler:
     """Decide which worker tracks which video next, and what becomes of every failure.
 
@@ -359,8 +336,7 @@ class Scheduler:
         self._num_draining = 0
         self._committed = 0
         self._quarantined = 0
-        self._alike = _Streak()
-        self._unanswered = _Streak()  # the store's silence: only a commit ends it
+        self._withheld: OutageWatch[_Task] = OutageWatch(self.policy.outage_after)
         self._interrupted = False
         self._stopped = False
 
@@ -377,7 +353,7 @@ class Scheduler:
     def counts(self) -> TaskCounts:
         """Where the tasks are: proof that none is lost."""
         running = len(self._attempts)
-        withheld = self._num_withheld
+        withheld = len(self._withheld)
         return TaskCounts(
             pending=len(self._backlog),
             running=running,
@@ -542,7 +518,7 @@ class Scheduler:
                 self._retry(entry)
             elif died_alone:
                 entry.alone = True
-                self._charge(entry, _Failure(cause, message), worker_id, now, actions)
+                self._charge(entry, Failure(cause, message), worker_id, now, actions)
             else:
                 entry.alone = True
                 self._retry(entry)
@@ -557,8 +533,7 @@ class Scheduler:
         del self._entries[entry.task]
         self._committed += 1
         actions: list[Action] = [Commit(entry.task, attempt_id, entry.number)]
-        self._release(self._alike, actions)  # a success: what failed before it was no outage
-        self._release(self._unanswered, actions)
+        self._judge(self._withheld.committed(), actions)
         return self._settle(actions, now)
 
     def attempt_failed(
@@ -581,7 +556,7 @@ class Scheduler:
                 # device-side assertion, say), so the worker gets nothing more.
                 worker.retiring = "its tracker failed, a fresh worker takes over"
                 self._fastest_is_known = False
-            self._charge(entry, _Failure(kind, message, traceback), worker.worker_id, now, actions)
+            self._charge(entry, Failure(kind, message, traceback), worker.worker_id, now, actions)
         return self._settle(actions, now)
 
     def progress(
@@ -637,7 +612,7 @@ class Scheduler:
     # -- failures ------------------------------------------------------------------------------
 
     def _charge(
-        self, entry: _Task, failure: _Failure, worker_id: str, now: float, actions: list[Action]
+        self, entry: _Task, failure: Failure, worker_id: str, now: float, actions: list[Action]
     ) -> None:
         """Count a failure against its task, then retry or give up."""
         policy = self.policy
@@ -665,7 +640,9 @@ class Scheduler:
         if failure.kind is FailureKind.INPUT:
             self._quarantine(entry, failure, actions)
         elif give_up:
-            self._withhold(entry, failure, worker_id, actions)
+            is_only = self._wanted == 1
+            verdict = self._withheld.failed(entry, failure, worker_id, is_only_worker=is_only)
+            self._judge(verdict, actions)
         else:
             self._retry(entry, now + delay_s if delay_s else None)
 
@@ -687,69 +664,13 @@ class Scheduler:
         else:
             self._retries.append(entry)
 
-    def _withhold(
-        self, entry: _Task, failure: _Failure, worker_id: str, actions: list[Action]
-    ) -> None:
-        """Give a task up, unless it turns out that all tasks fail alike.
-
-        The quarantine is held back while the failures in a row look the same, so that an outage
-        quarantines nobody: a commit, an unlike failure or the end of the run lets it out. What the
-        store did not answer is let out by a commit alone.
-        """
-        if self._alike.failures and not _alike(self._alike.failures[0][1], failure):
-            self._release(self._alike, actions)
-        unanswered = failure.kind is FailureKind.TRANSIENT
-        streak = self._unanswered if unanswered else self._alike
-        streak.failures.append((entry, failure))
-        streak.workers.add(worker_id)
-        if len(streak) < self.policy.outage_after:
-            return
-        if unanswered:
-            self._stop_unanswered(actions)
-        elif len(streak.workers) >= 2:
-            self._stop(
-                actions,
-                StoreError(
-                    f"the last {len(streak)} videos failed alike on {len(streak.workers)} workers, "
-                    f"so none of them was quarantined: {failure.message}; mend the cause and run "
-                    "the same command again, or, if these videos really are bad, run it with "
-                    "--workers 1, which quarantines them"
-                ),
-            )
-        elif self._wanted == 1 or len(streak) >= 50 * self.policy.outage_after:
-            # One worker alone cannot tell an outage from bad videos.
-            self._release(streak, actions)
-
-    def _stop_unanswered(self, actions: list[Action]) -> None:
-        count, message = len(self._unanswered), self._unanswered.failures[-1][1].message
-        self._stop(
-            actions,
-            StoreError(
-                f"the store gave no answer for the last {count} videos, each tried several times, "
-                "and nothing was committed in between, so none of them was quarantined: "
-                f"{message}; run the same command again when the store answers"
-            ),
-        )
-
-    @property
-    def _num_withheld(self) -> int:
-        return len(self._alike) + len(self._unanswered)
-
-    def _release(self, streak: _Streak, actions: list[Action]) -> None:
-        for entry, failure in streak.failures:
+    def _judge(self, verdict: Verdict[_Task], actions: list[Action]) -> None:
+        for entry, failure in verdict.let_out:
             self._quarantine(entry, failure, actions)
-        streak.failures.clear()
-        streak.workers.clear()
+        if verdict.outage is not None:
+            self._stop(actions, verdict.outage)
 
-    def _release_at_the_end(self, actions: list[Action]) -> None:
-        """Quarantine what is held back, now that nothing else is left that could happen."""
-        if len(self._unanswered) >= 2:
-            self._stop_unanswered(actions)
-        else:
-            self._release(self._alike, actions)
-            self._release(self._unanswered, actions)
-
-    def _quarantine(self, entry: _Task, failure: _Failure, actions: list[Action]) -> None:
+    def _quarantine(self, entry: _Task, failure: Failure, actions: list[Action]) -> None:
         del self._entries[entry.task]
         self._quarantined += 1
         actions.append(
@@ -767,7 +688,7 @@ class Scheduler:
             entry = self._drop_attempt(other, now)
             is_charged = not self._interrupted and worker.drains_at is None
             if other is attempt and is_charged:
-                failure = _Failure(FailureKind.STUCK, reason)
+                failure = Failure(FailureKind.STUCK, reason)
                 self._charge(entry, failure, worker.worker_id, now, actions)
             else:
                 self._retry(entry)
@@ -857,7 +778,7 @@ class Scheduler:
     def _num_useful(self) -> int:
         """Return how many workers could have something to do, and are wanted."""
         # Withheld tasks never run again, so they are no reason for a worker.
-        unfinished = self.num_tasks - self._committed - self._quarantined - self._num_withheld
+        unfinished = self.num_tasks - self._committed - self._quarantined - len(self._withheld)
         return min(self._wanted, unfinished)
 
     # -- nodes that go, workers without work -----------------------------------------------------
@@ -941,8 +862,8 @@ class Scheduler:
         if self._stopped:
             return actions
         self._outlook = None
-        if self._num_withheld == len(self._entries) and not len(self._backlog):
-            self._release_at_the_end(actions)
+        if len(self._withheld) == len(self._entries) and not len(self._backlog):
+            self._judge(self._withheld.ended(), actions)
         if self._interrupted or self._stopped:
             return actions
         for worker in [w for w in self._open.values() if not w.attempts and w.is_leaving]:
@@ -1142,19 +1063,3 @@ _AS_FAST = 2 / 3  # of the fastest: speeds differ by what is in the videos, too
 _LONGER = 1.2  # so much later than the others is too late; lengths and speeds are estimates
 _FATAL_AT_START = (ConfigError, StoreDenied, StoreFull)  # every worker would meet the same
 _PREFERENCE_DEPTH = 64  # retries looked through for one that prefers a worker with room
-_PUNCTUATION = ".,:;!?()[]\"'`"
-
-
-def _words(message: str) -> frozenset[str]:
-    """Return the plain words of a message: no names, paths, numbers or quoted things."""
-    plain = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", " ", message)
-    words = (word.strip(_PUNCTUATION).lower() for word in plain.split())
-    return frozenset(word for word in words if word.isalpha())
-
-
-def _alike(first: _Failure, second: _Failure) -> bool:
-    """Whether two failures look like one cause: the same kind, and mostly the same words."""
-    if first.kind is not second.kind:
-        return False
-    ours, theirs = _words(first.message), _words(second.message)
-    return len(ours & theirs) >= 0.6 * len(ours | theirs)
