@@ -126,6 +126,11 @@ class Sam2Network:
             self._memory_position = memory_position[0].flatten(1).T
             self._dense_position = modules.sam_prompt_encoder.get_dense_pe()
             self._no_prompt = self._encode_prompts(None, None, 1)
+        if isinstance(modules, torch.nn.Module):
+            # Meta's encoders make the position codes of every level anew for every picture, which
+            # takes longer than the rest of the neck; the two that are needed are known by now.
+            for part in (modules.image_encoder.neck, modules.memory_encoder):
+                part.position_encoding.forward = _no_code
 
     def use_savings(self, savings: Savings) -> None:
         """Use these savings from now on."""
@@ -408,6 +413,11 @@ class Sam2Network:
             )
         sparse, dense = self._modules.sam_prompt_encoder(points=points, boxes=None, masks=mask)
         return sparse, dense
+
+
+def _no_code(x: torch.Tensor) -> torch.Tensor:
+    """Stand in for a position code that nobody looks at."""
+    return x.new_empty(0)
 
 
 def _rows(of_each: Sequence[torch.Tensor]) -> torch.Tensor:
