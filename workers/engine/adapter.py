@@ -87,6 +87,10 @@ class Sam2Network:
     dtype : torch.dtype, optional
         What the image encoder, the memory attention and the memory encoder compute in: float32,
         or bfloat16. Masks, scores and pointers are made in float32 always.
+
+    Notes
+    -----
+    On a GPU TF32 is switched off for the whole process, see `forbid_tf32`.
     """
 
     def __init__(
@@ -105,6 +109,8 @@ class Sam2Network:
         self.image_size: int = modules.image_size
         self.side = self.image_size // STRIDE
         self.savings = savings
+        if device.type == "cuda":
+            forbid_tf32()
         self._modules = modules.to(device)
         if savings.products:
             products.speed_up(modules)
@@ -413,6 +419,20 @@ class Sam2Network:
             )
         sparse, dense = self._modules.sam_prompt_encoder(points=points, boxes=None, masks=mask)
         return sparse, dense
+
+
+def forbid_tf32() -> None:
+    """Let float32 be float32 on GPUs, in this process and from now on.
+
+    Torch lets convolutions round their factors to TF32, of ten bits, unless it is told not to, and
+    products of matrices where somebody asked for it. Masks, scores and pointers are made in
+    float32 because ten bits are not enough for them: the reference outputs are of float32, too.
+    What is heavy runs in bfloat16 anyway.
+    """
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _no_code(x: torch.Tensor) -> torch.Tensor:
