@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from workers.engine import products
 from workers.engine.attention import MemoryAttention, Savings
-from workers.engine.bank import Recall
+from workers.engine.bank import Entry, Recall
+from workers.engine.devices import upload
 from workers.engine.model import HIDDEN_DIM, MEMORY_DIM, STRIDE, CheckpointInfo
 from workers.engine.positions import distance_code
 
@@ -129,7 +132,9 @@ class Sam2Network:
                 picture_position.flatten(2).transpose(1, 2),
                 savings,
             )
-            self._memory_position = memory_position[0].flatten(1).T
+            ages = modules.maskmem_tpos_enc[:, 0, 0]
+            # One code for each rank, shape (7, side * side, 64).
+            self._memory_codes = memory_position[0].flatten(1).T + ages[:, None]
             self._dense_position = modules.sam_prompt_encoder.get_dense_pe()
             self._no_prompt = self._encode_prompts(None, None, 1)
         if isinstance(modules, torch.nn.Module):
@@ -188,11 +193,7 @@ class Sam2Network:
         Tensor, shape (B, 256, side, side)
             Conditioned features.
         """
-        import torch
-
-        tokens = [self._tokens(recall) for recall in recalls]
-        values = torch.stack([value for value, _ in tokens])
-        keys = torch.stack([key for _, key in tokens])
+        values, keys = self._tokens(recalls)
         num_pointer_tokens = len(recalls[0].pointers) * _TOKENS_PER_POINTER
         return self._attention(self._begun(features), values, keys, num_pointer_tokens)
 
@@ -209,33 +210,36 @@ class Sam2Network:
                 one.begun = row
         return _rows([one.begun for one in features if one.begun is not None])
 
-    def _tokens(self, recall: Recall) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what a recall attends to, and the keys of that, both of shape (L, 64)."""
+    def _tokens(self, recalls: Sequence[Recall]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what recalls attend to, and the keys of that, both of shape (B, L, 64)."""
         import torch
 
-        ages = self._modules.maskmem_tpos_enc[:, 0, 0]
-        values, keys = [], []
-        factors = recall.memory_factors or [1.0] * len(recall.memories)
-        for (entry, rank), factor in zip(recall.memories, factors, strict=True):
-            assert entry.memory is not None
-            memory = entry.memory.float()
-            key = memory + (self._memory_position + ages[rank])
-            values.append(memory)
-            keys.append(key if factor == 1 else key * factor)
-        if recall.pointers:
-            pointers = torch.stack([entry.pointer for entry, _ in recall.pointers])
-            pointers = pointers.reshape(-1, MEMORY_DIM)
-            key = pointers
-            if self.info.version != "2.0":
-                distances = [distance / recall.max_distance for _, distance in recall.pointers]
-                codes = self._modules.obj_ptr_tpos_proj(distance_code(distances, self.device))
-                key = key + codes.repeat_interleave(_TOKENS_PER_POINTER, 0)
-            if recall.pointer_factors is not None:
-                scales = torch.tensor(recall.pointer_factors, device=self.device)
-                key = key * scales.repeat_interleave(_TOKENS_PER_POINTER)[:, None]
-            values.append(pointers)
-            keys.append(key)
-        return torch.cat(values), torch.cat(keys)
+        num, first = len(recalls), recalls[0]
+        memories = torch.stack([_memory_of(e) for r in recalls for e, _ in r.memories])
+        values = memories.float().unflatten(0, (num, -1))
+        ranks = upload([[rank for _, rank in r.memories] for r in recalls], self.device)
+        keys = values + self._memory_codes[ranks]
+        if any(r.memory_factors is not None for r in recalls):
+            factors = [r.memory_factors or [1.0] * len(r.memories) for r in recalls]
+            keys = keys * upload(factors, self.device, np.float32)[..., None, None]
+        values, keys = values.flatten(1, 2), keys.flatten(1, 2)
+        if not first.pointers:
+            return values, keys
+        pointers = torch.stack([e.pointer for r in recalls for e, _ in r.pointers])
+        tokens = pointers.reshape(num, -1, MEMORY_DIM)
+        pointer_keys = tokens
+        if self.info.version != "2.0":
+            shares = [d / r.max_distance for r in recalls for _, d in r.pointers]
+            codes = distance_code(upload(shares, self.device, np.float32))
+            codes = self._modules.obj_ptr_tpos_proj(codes).repeat_interleave(_TOKENS_PER_POINTER, 0)
+            pointer_keys = tokens + codes.unflatten(0, (num, -1))
+        if any(r.pointer_factors is not None for r in recalls):
+            factors = [r.pointer_factors or [1.0] * len(r.pointers) for r in recalls]
+            scales = upload(factors, self.device, np.float32)
+            pointer_keys = (
+                pointer_keys * scales.repeat_interleave(_TOKENS_PER_POINTER, 1)[..., None]
+            )
+        return torch.cat([values, tokens], 1), torch.cat([keys, pointer_keys], 1)
 
     def memorise(
         self,
@@ -433,6 +437,11 @@ def forbid_tf32() -> None:
 
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def _memory_of(entry: Entry) -> torch.Tensor:
+    assert entry.memory is not None
+    return entry.memory
 
 
 def _no_code(x: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -103,9 +103,11 @@ class Candidates:
         Output tokens that become pointers.
     pointer_logit : float
         Object score that decides whether the pointer is that of an object.
-    boxes : callable
-        Returns the boxes of the masks in the model's picture, see `mask_boxes`; called only by
-        policies that follow motion, for it has its cost.
+    scores : Tensor of float32, shape (2,)
+        The two scores once more, where the network is.
+    boxes : ndarray of float64, shape (M, 4), or None
+        Boxes of the masks in the model's picture, see `workers.engine.tracking.mask_boxes`; for
+        tracks that need them only.
     """
 
     logits: torch.Tensor
@@ -113,7 +115,8 @@ class Candidates:
     object_logit: float
     tokens: torch.Tensor
     pointer_logit: float
-    boxes: Callable[[], NDArray[np.float64]]
+    scores: torch.Tensor
+    boxes: NDArray[np.float64] | None = None
 
     @property
     def best(self) -> int:

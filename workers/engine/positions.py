@@ -7,7 +7,7 @@ that every bit is theirs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from typing import TYPE_CHECKING
 
 from workers.engine.model import HIDDEN_DIM
@@ -39,15 +39,13 @@ def axial_rotation(side: int) -> torch.Tensor:
     return torch.cat([turns.repeat(side, 1), turns.repeat_interleave(side, 0)], -1)
 
 
-def distance_code(distances: Sequence[float], device: torch.device) -> torch.Tensor:
+def distance_code(shares: torch.Tensor) -> torch.Tensor:
     """Return the sine code of temporal distances.
 
     Parameters
     ----------
-    distances : sequence of float
-        Of n frames, as shares of the largest one.
-    device : torch.device
-        Where the code is wanted.
+    shares : Tensor of float32, shape (n,)
+        Distances of n frames, as shares of the largest one.
 
     Returns
     -------
@@ -56,7 +54,17 @@ def distance_code(distances: Sequence[float], device: torch.device) -> torch.Ten
     """
     import torch
 
-    half = HIDDEN_DIM // 2
-    waves = _LONGEST_WAVE ** (2 * (torch.arange(half, device=device).float() // 2) / half)
-    angles = torch.tensor(distances, device=device)[:, None] / waves
+    angles = shares[:, None] / _waves(shares.device)
     return torch.cat([angles.sin(), angles.cos()], -1)
+
+
+@functools.cache
+def _waves(device: torch.device) -> torch.Tensor:
+    """Return by what a distance is divided for each of the sines."""
+    import torch
+
+    half = HIDDEN_DIM // 2
+    waves: torch.Tensor = _LONGEST_WAVE ** (
+        2 * (torch.arange(half, device=device).float() // 2) / half
+    )
+    return waves

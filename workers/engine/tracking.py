@@ -7,15 +7,16 @@ which other objects and videos there are, up to the rounding of batched arithmet
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workers.engine.adapter import ABSENT_LOGIT, Features, HeadOutput, Sam2Network
 from workers.engine.bank import Candidates, Entry, Recall, Sighting
+from workers.engine.devices import upload
 from workers.engine.policies.base import Decided, Track
 from workers.errors import is_out_of_memory
 
@@ -86,6 +87,19 @@ class _Live:
     offers: list[Candidates] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
     sightings: list[Sighting] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Asked:
+    """What was asked about a batch of objects; the numbers of the answer are on the device yet."""
+
+    places: list[tuple[_Live, int]]
+    """Each object, and which of its recalls."""
+    logits: torch.Tensor
+    tokens: torch.Tensor
+    scores: torch.Tensor
+    num_candidates: int
+    numbers: torch.Tensor
 
 
 @dataclass(slots=True)
@@ -188,27 +202,28 @@ class Engine:
             for frame, seen in zip(frames, self._features(frames), strict=True)
         ]
         with torch.inference_mode():
-            prompted: list[_Taken] = []
-            tracked: list[_Live] = []
-            for live in (live for of_frame in lives for live in of_frame):
-                if live.prompt is None:
-                    tracked.append(live)
-                    continue
-                offer = self._offer_prompted(live, live.prompt)
-                prompted.append(_Taken(live, offer, live.track.choose_prompted(offer)))
-            self._offer_tracked(tracked)
+            all_lives = [live for of_frame in lives for live in of_frame]
+            # Nothing waits for the device until all of it has been asked for.
+            asked = [self._ask_prompted(live, live.prompt) for live in all_lives if live.prompt]
+            asked += self._ask_tracked([live for live in all_lives if live.prompt is None])
+            self._answer(asked)
+            prompted = [
+                _Taken(live, live.offers[0], live.track.choose_prompted(live.offers[0]))
+                for live in all_lives
+                if live.prompt is not None
+            ]
             kept = [
                 _Taken(live, live.offers[choice.recall], choice.candidate)
-                for live in tracked
+                for live in all_lives
+                if live.prompt is None
                 for choice in live.track.choose(live.frame.step, live.offers)
             ]
             for taken in (prompted, kept):
                 for start in range(0, len(taken), self.max_batch):
                     self._finish(taken[start : start + self.max_batch])
-        offers = {id(taken.live): taken.offer for taken in prompted}
         return [
             {
-                object_id: self._keep(live, offers.get(id(live)))
+                object_id: self._keep(live)
                 for object_id, live in zip(frame.tracks, of_frame, strict=True)
             }
             for frame, of_frame in zip(frames, lives, strict=True)
@@ -219,26 +234,24 @@ class Engine:
         new = iter(self.encode([f.picture for f in frames if not isinstance(f.picture, Features)]))
         return [f.picture if isinstance(f.picture, Features) else next(new) for f in frames]
 
-    def _keep(self, live: _Live, offer: Candidates | None) -> Decided:
-        """Let a track remember its frame; `offer` is what a prompted one chose from."""
-        if live.prompt is None or offer is None:
+    def _keep(self, live: _Live) -> Decided:
+        """Let a track remember its frame."""
+        if live.prompt is None:
             return live.track.keep(live.frame.step, live.entries, live.sightings)
-        (entry,), (sighting,) = live.entries, live.sightings
+        (entry,), (sighting,), (offer,) = live.entries, live.sightings, live.offers
         return live.track.keep_prompted(entry, sighting, offer, live.prompt.box_xyxy)
 
     # -- what the network offers -------------------------------------------------------------
 
-    def _offer_prompted(self, live: _Live, prompt: FramePrompt) -> Candidates:
-        """Return the candidates of a prompted object."""
-        import torch
-
+    def _ask_prompted(self, live: _Live, prompt: FramePrompt) -> _Asked:
+        """Ask the network about a prompted object."""
         network, features = self.network, live.features
         if prompt.mask is not None:
             heads = network.decode_mask(self._shrunk(prompt.mask), features)
-            return self._offers([live.track], heads)[0]
+            return self._asked([(live, 0)], heads)
         points = (
-            torch.from_numpy(prompt.points_xy)[None].to(network.device),
-            torch.from_numpy(prompt.labels)[None].to(network.device),
+            upload(prompt.points_xy[None], network.device),
+            upload(prompt.labels[None], network.device),
         )
         heads = network.decode(
             network.without_memory(features),
@@ -246,14 +259,13 @@ class Engine:
             points=points,
             multimask=len(prompt.labels) == 1,
         )
-        return self._offers([live.track], heads)[0]
+        return self._asked([(live, 0)], heads)
 
     def _shrunk(self, mask: NDArray[np.uint8]) -> torch.Tensor:
         """Return a mask of the frame in the model's picture, shape (1, 1, side, side)."""
-        import torch
         import torch.nn.functional as F  # noqa: N812
 
-        given = torch.from_numpy(mask)[None, None].to(self.network.device).float()
+        given = upload(mask[None, None], self.network.device).float()
         image_size = self.network.image_size
         if given.shape[-2:] == (image_size, image_size):
             return given
@@ -262,53 +274,70 @@ class Engine:
         )
         return (resized >= 0.5).float()
 
-    def _offer_tracked(self, tracked: Sequence[_Live]) -> None:
-        """Compute what each tracked object is offered, for each of its recalls."""
+    def _ask_tracked(self, tracked: Sequence[_Live]) -> list[_Asked]:
+        """Ask the network about each tracked object, for each of its recalls."""
         groups: dict[tuple[int, int], list[tuple[_Live, int]]] = {}
-        offers: dict[tuple[int, int], Candidates] = {}
         for live in tracked:
             live.recalls = live.track.recalls(live.frame.step)
             for place, recall in enumerate(live.recalls):
                 groups.setdefault(recall.signature, []).append((live, place))
+        asked = []
         for group in groups.values():
             for start in range(0, len(group), self.max_batch):
                 part = group[start : start + self.max_batch]
                 features = [live.features for live, _ in part]
                 recalls = [live.recalls[place] for live, place in part]
                 heads = self.network.decode(self.network.condition(features, recalls), features)
-                made = self._offers([live.track for live, _ in part], heads)
-                for (live, place), offer in zip(part, made, strict=True):
-                    offers[id(live), place] = offer
-        for live in tracked:
-            live.offers = [offers[id(live), place] for place in range(len(live.recalls))]
+                asked.append(self._asked(part, heads))
+        return asked
 
-    def _offers(self, tracks: Sequence[Track], heads: HeadOutput) -> list[Candidates]:
-        """Return the rows of the decoder's output as candidates; an absent object has no mask."""
+    def _asked(self, places: list[tuple[_Live, int]], heads: HeadOutput) -> _Asked:
+        """Prepare the answer for the host; an absent object has no mask."""
         import torch
 
-        # All numbers of a batch come from the device together.
+        tracks = [live.track for live, _ in places]
         scores = torch.stack([heads.object_logits, heads.pointer_logits], 1)
-        numbers = torch.cat([scores, heads.ious], 1).cpu().numpy()
-        offers = []
-        for row, track in enumerate(tracks):
-            object_logit, pointer_logit = (float(score) for score in numbers[row, :2])
-            logits = heads.logits[row]
-            if not object_logit > track.min_object_logit:
-                logits = logits.new_full(logits.shape, ABSENT_LOGIT)
-            offers.append(
-                Candidates(
-                    logits=logits,
-                    ious=numbers[row, 2:],
-                    object_logit=object_logit,
-                    tokens=heads.tokens[row],
-                    pointer_logit=pointer_logit,
-                    boxes=self._boxes_of(logits),
-                )
-            )
-        return offers
+        is_present = self._above_least(scores[:, 0], tracks)[:, None, None, None]
+        logits = torch.where(is_present, heads.logits, ABSENT_LOGIT)
+        columns = [scores, heads.ious]
+        if any(track.needs_boxes for track in tracks):
+            columns.append(mask_boxes(self.network.enlarge(logits) > 0).flatten(1))
+        numbers = torch.cat(columns, 1)
+        return _Asked(places, logits, heads.tokens, scores, heads.ious.shape[1], numbers)
 
-    def _boxes_of(self, logits: torch.Tensor) -> Callable[[], NDArray[np.float64]]:
-        return lambda: mask_boxes(self.network.enlarge(logits[None])[0] > 0)
+    def _above_least(self, scores: torch.Tensor, tracks: Sequence[Track]) -> torch.Tensor:
+        """Tell which objects are there, by one of their scores, without waiting for the device."""
+        # As on the host: the threshold is not rounded to float32.
+        least = upload([track.min_object_logit for track in tracks], scores.device, np.float64)
+        return scores.double() > least
+
+    def _answer(self, asked: Sequence[_Asked]) -> None:
+        """Give each object what it is offered; all numbers of a step leave the device together."""
+        import torch
+
+        if not asked:
+            return
+        together = torch.cat([batch.numbers.flatten() for batch in asked]).cpu().numpy()
+        ends = np.cumsum([batch.numbers.numel() for batch in asked])
+        answers: list[tuple[int, _Live, Candidates]] = []
+        for batch, flat in zip(asked, np.split(together, ends[:-1]), strict=True):
+            numbers = flat.reshape(len(batch.places), -1)
+            end = 2 + batch.num_candidates
+            for row, (live, place) in enumerate(batch.places):
+                boxes = numbers[row, end:].reshape(-1, 4).astype(np.float64)
+                offer = Candidates(
+                    logits=batch.logits[row],
+                    ious=numbers[row, 2:end],
+                    object_logit=float(numbers[row, 0]),
+                    tokens=batch.tokens[row],
+                    pointer_logit=float(numbers[row, 1]),
+                    scores=batch.scores[row],
+                    boxes=boxes if live.track.needs_boxes else None,
+                )
+                answers.append((place, live, offer))
+        # Recalls of one object may have been in different batches.
+        for _, live, offer in sorted(answers, key=lambda answer: answer[0]):
+            live.offers.append(offer)
 
     # -- what becomes of a choice ------------------------------------------------------------
 
@@ -323,12 +352,9 @@ class Engine:
         tokens = torch.stack([one.offer.token(one.candidate) for one in taken])
         memories: list[torch.Tensor | None] = [None] * len(taken)
         if network.info.has_memory:
-            flags = [
-                (one.offer.object_logit, one.offer.pointer_logit > one.live.track.min_object_logit)
-                for one in taken
-            ]
-            object_logits, present = torch.tensor(flags, device=network.device).T
-            tokens = network.point(tokens, present > 0)
+            object_logits, pointer_logits = torch.stack([one.offer.scores for one in taken]).T
+            tracks = [one.live.track for one in taken]
+            tokens = network.point(tokens, self._above_least(pointer_logits, tracks))
             # Only prompted frames remember the mask with its holes filled. Each memory is a copy
             # of its own, or the whole batch would live as long as one of them.
             encoded = network.memorise(
@@ -380,23 +406,26 @@ class Engine:
         return [np.asarray(mask.cpu().numpy()).view(np.uint8) for mask in masks]
 
 
-def mask_boxes(masks: Any) -> NDArray[np.float64]:
+def mask_boxes(masks: torch.Tensor) -> torch.Tensor:
     """Return the boxes of masks: smallest and largest column and row, all zero for an empty one.
 
     Parameters
     ----------
-    masks : Tensor of bool, shape (M, H, W)
+    masks : Tensor of bool, shape (B, M, H, W)
         Masks.
 
     Returns
     -------
-    ndarray of float64, shape (M, 4)
+    Tensor of float32, shape (B, M, 4)
         ``x0, y0, x1, y1``, the last row and column included.
     """
-    boxes = np.zeros((len(masks), 4))
-    columns, rows = masks.any(1).cpu().numpy(), masks.any(2).cpu().numpy()
-    for i in range(len(masks)):
-        xs, ys = np.flatnonzero(columns[i]), np.flatnonzero(rows[i])
-        if len(xs):
-            boxes[i] = xs[0], ys[0], xs[-1], ys[-1]
-    return boxes
+    import torch
+
+    edges = []
+    for is_taken in (masks.any(-2), masks.any(-1)):
+        marks = is_taken.to(torch.uint8)
+        first = marks.argmax(-1)
+        last = marks.shape[-1] - 1 - marks.flip(-1).argmax(-1)
+        edges.append(torch.stack([first, last], -1) * marks.amax(-1, keepdim=True))
+    columns, rows = edges
+    return torch.stack([columns[..., 0], rows[..., 0], columns[..., 1], rows[..., 1]], -1).float()

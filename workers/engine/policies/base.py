@@ -59,6 +59,8 @@ class Track(abc.ABC):
     """At or below this object score the object is absent: its masks are empty."""
     num_enlarged: int = 3
     """Candidates the original enlarges together; the reference outputs are met bit by bit."""
+    needs_boxes: bool = False
+    """Whether candidates must have their boxes."""
 
     def __init__(self, options: Mapping[str, Any], clock: Clock) -> None:
         self.options = options

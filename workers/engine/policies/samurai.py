@@ -43,6 +43,7 @@ class SamuraiTrack(Sam2Track):
     """
 
     num_enlarged = 1
+    needs_boxes = True
 
     def __init__(self, options: Mapping[str, Any], clock: Clock) -> None:
         super().__init__(options, clock)
@@ -68,7 +69,8 @@ class SamuraiTrack(Sam2Track):
 
     def _follow(self, offer: Candidates) -> int:
         """Take the filter one frame further and return the index of the mask to take."""
-        options, ious, boxes = self.options, offer.ious, offer.boxes()
+        options, ious, boxes = self.options, offer.ious, offer.boxes
+        assert boxes is not None
         taken = offer.best
         self.motion_iou = None
         if self.motion is None or self.num_stable == 0:
@@ -154,7 +156,8 @@ class SamuraiTrack(Sam2Track):
     ) -> Decided:
         """Remember a prompted frame; motion starts at what was prompted."""
         if not self.is_faithful:
-            start = offer.boxes()[offer.best] if box_xyxy is None else box_xyxy
+            assert offer.boxes is not None
+            start = offer.boxes[offer.best] if box_xyxy is None else box_xyxy
             if self._is_measurable(start):
                 self.motion, self.num_stable = BoxMotion(start), 1
         return super().keep_prompted(entry, sighting, offer, box_xyxy)
