@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from jobs.commit_log import LogState, read_state
 from jobs.records import CURRENT_FILE, CURRENT_TABLES
+from jobs.row_groups import batches
 from workers import rle
 from workers.errors import ConfigError, StoreError
 from workers.messages import StoreOptions
@@ -603,9 +604,7 @@ def _batches_of(
                 if (stats := parquet.metadata.row_group(group).column(0).statistics) is None
                 or _holds(wanted, stats.min, stats.max)
             ]
-        if not groups:
-            return
-        for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=chosen):
+        for batch in batches(parquet, BATCH_ROWS, groups=groups, columns=chosen):
             if video_key is not None:
                 batch = batch.filter(pc.equal(batch.column("video_key"), video_key))
             if columns is not None:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
+from jobs.row_groups import batches
 from workers.errors import ConfigError
 from workers.messages import StoreOptions
 from workers.storage import ObjectStat, Store, open_store, split_uri
@@ -126,9 +127,8 @@ class Inventory:
 
             names = pq.read_schema(pa.BufferReader(data)).names
             columns = [name for name in _NAMES.values() if name in names]
-            yield from pq.ParquetFile(pa.BufferReader(data)).iter_batches(
-                BATCH_ROWS, columns=columns
-            )
+            parquet = pq.ParquetFile(pa.BufferReader(data))
+            yield from batches(parquet, BATCH_ROWS, columns=columns)
             return
         if self._format == "ORC":
             from pyarrow import orc

@@ -41,6 +41,7 @@ from jobs.records import (
     SegmentPlan,
     log_key,
 )
+from jobs.row_groups import batches
 from workers import rle
 from workers.errors import ConfigError, FencedOut, StoreDenied, StoreError
 from workers.sinks.schema import DECLARATIONS, SCHEMA_VERSION, arrow_schema
@@ -591,7 +592,7 @@ def _verify_file(
         if deep and file.table == "masks":
             columns = schema.names
         last: tuple[Any, ...] | None = None
-        for batch in parquet.iter_batches(columns=columns):
+        for batch in batches(parquet, columns=columns):
             if not batch.num_rows:
                 continue
             last = _verify_order(file, batch, last, report)

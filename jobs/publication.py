@@ -41,6 +41,7 @@ from jobs.records import (
     SegmentPlan,
     VideoCommit,
 )
+from jobs.row_groups import batches
 from workers.errors import FencedOut, StoreError
 from workers.messages import Part
 from workers.sinks.schema import ROW_GROUP_ROWS, arrow_schema, writer_options
@@ -717,7 +718,7 @@ class _Builder:
             )
         superseded = pa.array([c.video_key for c in self._commits], pa.int64())
         with pq.ParquetFile(local) as parquet:
-            for batch in parquet.iter_batches(BATCH_ROWS):
+            for batch in batches(parquet, BATCH_ROWS):
                 keys = batch.column("video_key")
                 keep = pc.invert(pc.is_in(keys, superseded))
                 keep = pc.and_(keep, pc.greater_equal(keys, planned.low))
@@ -748,7 +749,7 @@ def _part_rows(found: bytes | Path, video_key: int, part: Part) -> Iterator[pa.T
     source = found if isinstance(found, Path) else pa.BufferReader(found)
     num_rows = 0
     with pq.ParquetFile(source) as parquet:
-        for batch in parquet.iter_batches(BATCH_ROWS):
+        for batch in batches(parquet, BATCH_ROWS):
             rows = pa.Table.from_batches([batch]).cast(schema)
             num_rows += rows.num_rows
             if not pc.all(pc.equal(rows["video_key"], video_key)).as_py():
