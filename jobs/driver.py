@@ -342,7 +342,7 @@ class _Run:
         self.num_stepped = 0
         self.proposed_s: list[float] = []
         self.gpus: dict[str, int] = {}
-        self.outbox = Outbox(log, self.clock, self.worker_rows)
+        self.outbox = Outbox(log, self.clock, self.changed_worker_rows)
         self.attempts = Attempts()
         self.failures: dict[int, FailureKind] = {}
         self.waiting_since_s: dict[int, float] = {}
@@ -750,10 +750,11 @@ class _Run:
         num_frames = int(under_way.commit.video["frames_tracked"])
         self.stepped(under_way.gained(num_frames))
         self.metrics.committed(under_way.commit, time.time())
+        # Before the record that may hold it, so that its worker's row counts it.
+        self.ledger.ended(under_way.worker_id, attempt_id, num_frames)
         self.proposed_s.append(self.clock())
         self.outbox.commit(under_way.commit)
         self.note_logged()
-        self.ledger.ended(under_way.worker_id, attempt_id, num_frames)
         self.num_committed += 1
         self.num_frames += num_frames
         self.num_masks += int(under_way.commit.video["num_masks"])
@@ -859,6 +860,10 @@ class _Run:
     def worker_rows(self) -> list[dict[str, Any]]:
         """Return the rows of the table `workers` as they are now."""
         return self.ledger.worker_rows(run_id=self.run_id, epoch=self.log.epoch)
+
+    def changed_worker_rows(self) -> list[dict[str, Any]]:
+        """Return those of them that say something which the log has not heard."""
+        return self.ledger.changed_rows(run_id=self.run_id, epoch=self.log.epoch)
 
     def show_worker(self, worker_id: str) -> None:
         """Tell what a worker is doing: of several attempts, the one that is furthest."""

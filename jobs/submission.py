@@ -14,12 +14,14 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.commit_log import read_state
 from jobs.flags import command_words
 from jobs.ray_jobs import JobReport, JobServer, JobState
+from jobs.recency import settled
 from jobs.records import Job, Outcome
 from jobs.shipping import build_wheel, installed_version
 from jobs.startup import refuse_live
@@ -354,7 +356,10 @@ def _run_words(config: RunConfig, store: Store) -> list[str]:
     # On the cluster Ray itself says which it is.
     pool = config.pool.model_copy(update={"ray_address": None})
     out = config.out.model_copy(update={"uri": store.uri})
-    words = command_words(config.model_copy(update={"pool": pool, "out": out}))
+    # A job may wait long for its start, and an age counts from now.
+    since, until = settled(config.corpus.since, config.corpus.until, datetime.now(UTC))
+    corpus = config.corpus.model_copy(update={"since": since, "until": until})
+    words = command_words(config.model_copy(update={"pool": pool, "out": out, "corpus": corpus}))
     for word in words:
         if (shown := redact(word)) != word:
             raise ConfigError(

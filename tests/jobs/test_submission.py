@@ -27,6 +27,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -170,6 +171,12 @@ def test_the_command_means_the_same_on_the_cluster(
     assert ran[0].pool.ray_address is None  # Ray itself says on which cluster a job is
     pool = ran[0].pool.model_copy(update={"ray_address": asked.pool.ray_address})
     assert ran[0].model_copy(update={"pool": pool}) == asked
+
+
+def test_an_age_counts_from_the_submission(store: Store) -> None:
+    words = _run_words(config(store, since="2d"), store)
+    since = datetime.fromisoformat(words[words.index("--since") + 1])
+    assert timedelta(days=2) <= datetime.now(UTC) - since < timedelta(days=2, minutes=5)
 
 
 @pytest.mark.parametrize(
