@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from workers import faults, rle
+from workers import faults
 from workers.conveyor import ConveyorStopped, PictureQueue, StageThread
 from workers.decode.fetch import fetch_video
 from workers.decode.reader import DecodedFrame, LocalVideo, VideoHeader, VideoReader, open_video
@@ -408,7 +408,7 @@ class _Writing:
         self._thread.start()
 
     def put(self, tracked: _Tracked) -> None:
-        cost = sum(mask.mask.nbytes for mask in tracked.frame.masks)
+        cost = sum(mask.num_bytes for mask in tracked.frame.masks)
         try:
             self.queue.put(tracked, cost)
         except ConveyorStopped:
@@ -467,7 +467,7 @@ class _Writing:
         for mask in frame.masks:
             if mask.confidence < self._threshold:
                 continue
-            encoded = rle.encode_with_stats(mask.mask)
+            encoded = mask.encoded()
             if not encoded.area:
                 # An object without a pixel is not visible, whatever the tracker calls it.
                 occluded.add(mask.object_id)

@@ -54,6 +54,100 @@ class EncodedMask:
     touches_border: bool
 
 
+class LazyMask:
+    """A mask in the form it came in, and in the others when they are asked for.
+
+    A tracker has pixels, or from a GPU the places where the mask changes; what waited in a spool
+    has counts. Tables take counts, so that pixels are only made for somebody who looks at them.
+
+    Parameters
+    ----------
+    height, width : int
+        Size in pixels.
+    pixels : ndarray of uint8, shape (H, W), optional
+        1 on the object.
+    changes : ndarray of int64, shape (R,), optional
+        Column-major positions of the pixels that differ from the one before, ascending; before
+        the first pixel the mask counts as zero.
+    counts : bytes, optional
+        COCO compressed counts. One of the three must be given.
+
+    Examples
+    --------
+    >>> mask = LazyMask(3, 4, changes=np.array([7, 9]))
+    >>> mask.counts
+    b'723'
+    >>> mask.pixels.tolist()
+    [[0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0]]
+    """
+
+    __slots__ = ("_changes", "_counts", "_pixels", "height", "width")
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        *,
+        pixels: NDArray[np.uint8] | None = None,
+        changes: NDArray[np.int64] | None = None,
+        counts: bytes | None = None,
+    ) -> None:
+        self.height = height
+        self.width = width
+        self._pixels = pixels
+        self._changes = changes
+        self._counts = counts
+
+    @classmethod
+    def of(cls, pixels: NDArray[np.uint8]) -> LazyMask:
+        """Return the mask of an array of shape (H, W)."""
+        return cls(*pixels.shape, pixels=pixels)
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """1 on the object, shape (H, W)."""
+        if self._pixels is None:
+            runs = np.diff(self.changes, prepend=0, append=self.height * self.width)
+            self._pixels = _filled(runs, self.height, self.width)
+        return self._pixels
+
+    @property
+    def changes(self) -> NDArray[np.int64]:
+        """Column-major positions where the mask changes."""
+        if self._changes is None:
+            runs = run_lengths(self.counts, self.height, self.width)
+            self._changes = np.cumsum(runs)[:-1]
+        return self._changes
+
+    @property
+    def counts(self) -> bytes:
+        """COCO compressed counts."""
+        if self._counts is None:
+            if self._changes is not None:
+                self._counts = _compress(self._changes, self.height, self.width)
+            else:
+                self._counts = encode(self.pixels)
+        return self._counts
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the mask has no pixel."""
+        return not (self.changes.size if self._pixels is None else self._pixels.any())
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the forms it has by now."""
+        arrays = [form.nbytes for form in (self._pixels, self._changes) if form is not None]
+        return sum(arrays) + len(self._counts or b"")
+
+    def encoded(self) -> EncodedMask:
+        """Return counts, area, box and border contact, as `encode_with_stats` does."""
+        if self._pixels is not None and self._changes is None and self._counts is None:
+            return encode_with_stats(self._pixels)
+        stats = _stats(self.changes, self.height, self.width)
+        return _with_stats(self.counts, *stats, self.height, self.width)
+
+
 def encode(mask: NDArray[Any]) -> bytes:
     """Return the COCO compressed counts of a mask.
 
@@ -122,9 +216,7 @@ def encode_with_stats(mask: NDArray[Any]) -> EncodedMask:
     else:
         counts = _compress(changes, height, width)
         num_pixels, box = _stats(changes, height, width)
-    x, y, w, h = box
-    touches = num_pixels > 0 and (x == 0 or y == 0 or x + w == width or y + h == height)
-    return EncodedMask(counts, num_pixels, box, touches)
+    return _with_stats(counts, num_pixels, box, height, width)
 
 
 def decode(counts: bytes | str, height: int, width: int) -> NDArray[np.uint8]:
@@ -147,10 +239,7 @@ def decode(counts: bytes | str, height: int, width: int) -> NDArray[np.uint8]:
     InvalidRleError
         The runs do not add up to the size.
     """
-    runs = run_lengths(counts, height, width)
-    values = np.arange(len(runs)) & 1
-    columns = np.repeat(values.astype(np.uint8), runs)
-    return _transposed(columns.reshape(width, height))
+    return _filled(run_lengths(counts, height, width), height, width)
 
 
 def area(counts: bytes | str, height: int, width: int) -> int:
@@ -360,6 +449,26 @@ def _stats(
     else:
         top, bottom = int(y_first.min()), int(y_last.max())
     return num_pixels, (float(left), float(top), float(right - left + 1), float(bottom - top + 1))
+
+
+def _with_stats(
+    counts: bytes,
+    num_pixels: int,
+    box: tuple[float, float, float, float],
+    height: int,
+    width: int,
+) -> EncodedMask:
+    """Return counts with what is known of their mask."""
+    x, y, w, h = box
+    touches = num_pixels > 0 and (x == 0 or y == 0 or x + w == width or y + h == height)
+    return EncodedMask(counts, num_pixels, box, touches)
+
+
+def _filled(runs: NDArray[np.int64], height: int, width: int) -> NDArray[np.uint8]:
+    """Return the mask of run lengths down the columns, zeros first."""
+    values = np.arange(len(runs)) & 1
+    columns = np.repeat(values.astype(np.uint8), runs)
+    return _transposed(columns.reshape(width, height))
 
 
 def _stats_dense(binary: NDArray[np.uint8]) -> tuple[int, tuple[float, float, float, float]]:

@@ -1,5 +1,8 @@
 """What a GPU computes, tried on the CPU: the same functions, the same numbers.
 
+* Where masks change is what their pixels say, for masks of any sizes, empty and full ones; counts,
+  area, box and pixels made of it are those made of the pixels.
+* A step waits for the device three times, however many objects, batches and sizes there are.
 * Boxes of masks are the edges of what is set in them.
 * float32 is float32: TF32 is off once a network has been loaded for a GPU.
 """
@@ -7,10 +10,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.engine import reference
+from tests.engine.test_engine import BOXES, clip, opened
+from workers import rle
+from workers.engine import outlines, tracking
 from workers.engine.adapter import forbid_tf32
 from workers.engine.tracking import mask_boxes
 
@@ -51,3 +61,92 @@ def test_boxes_are_the_edges_of_masks() -> None:
         edges = [columns.min(), rows.min(), columns.max(), rows.max()] if len(rows) else [0] * 4
         assert box.tolist() == edges
     assert not boxes[2:, 0].any()
+
+
+def drawn_logits() -> Any:
+    """Return logits of a blob, of nothing, of everything, and of noise, shape (4, 32, 32)."""
+    import torch
+
+    random = np.random.default_rng(0)
+    y, x = np.mgrid[:32, :32]
+    blob = 9 - np.hypot(x - 12, y - 19) + 3 * np.sin(x)
+    noise = random.normal(size=(32, 32))
+    return torch.from_numpy(np.stack([blob, blob * 0 - 1, blob * 0 + 1, noise])).float()
+
+
+@pytest.mark.parametrize("max_pixels", [1, 1 << 28])
+def test_changes_of_masks_are_those_of_their_pixels(
+    monkeypatch: pytest.MonkeyPatch, max_pixels: int
+) -> None:
+    monkeypatch.setattr(outlines, "_MAX_PIXELS", max_pixels)
+    monkeypatch.setattr(outlines, "_MAX_ENLARGED", 3)
+    logits = list(drawn_logits()) * 2
+    sizes = [(40, 71)] * 4 + [(71, 40), (1, 9), (9, 1), (71, 40)]
+    seen = outlines.changes_of(logits, sizes)
+    by_pixels = outlines.masks_of(logits, sizes)
+    assert [mask.is_empty for mask in seen] == [False, True, False, False] * 2
+    for mask, other in zip(seen, by_pixels, strict=True):
+        assert mask.num_bytes == mask.changes.nbytes
+        pixels = other.pixels.copy()
+        assert mask.is_empty == other.is_empty
+        assert mask.encoded() == other.encoded() == rle.encode_with_stats(pixels)
+        assert mask.counts == rle.encode(pixels)
+        counted = rle.LazyMask(mask.height, mask.width, counts=mask.counts)
+        assert counted.encoded() == mask.encoded()
+        for form in (mask, counted):
+            np.testing.assert_array_equal(form.pixels, pixels)
+
+
+@dataclass
+class Waits:
+    """What would wait for a device, were there one."""
+
+    num_copies: int = 0
+    num_searches: int = 0
+    num_scalars: int = 0
+
+
+@contextmanager
+def counted_waits() -> Iterator[Waits]:
+    """Count until the block ends."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    waits, to_host = Waits(), torch.Tensor.cpu
+
+    def counted(tensor: Any) -> Any:
+        waits.num_copies += 1
+        return to_host(tensor)
+
+    class Mode(TorchDispatchMode):  # type: ignore[misc] (torch says nothing of it)
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            waits.num_searches += "nonzero" in str(func)
+            waits.num_scalars += "_local_scalar_dense" in str(func)
+            return func(*args, **(kwargs or {}))
+
+    with pytest.MonkeyPatch.context() as patched, Mode():
+        patched.setattr(torch.Tensor, "cpu", counted)
+        yield waits
+
+
+@pytest.mark.parametrize("name", ["sam2", "samurai", "sam2long"])
+def test_a_step_waits_three_times_however_many_objects(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    made = reference.small_loader(name)
+    monkeypatch.setattr(tracking, "masks_of", outlines.changes_of)
+    monkeypatch.setattr(made.engine, "max_batch", 2)
+    frames = clip()[:4]
+    tall = [np.ascontiguousarray(frame.transpose(1, 0, 2)) for frame in frames]
+    prompts = {1: {0: BOXES[1]}, 2: {1: BOXES[2]}, 3: {0: BOXES[1]}, 7: {0: BOXES[7], 2: BOXES[7]}}
+    with (
+        opened(made, prompts) as session,
+        made.open_session(*tall[0].shape[:2]) as other,
+    ):
+        other.prompt(0, 1, box_xyxy=[0, 75, 99, 129])
+        for t in range(4):
+            with counted_waits() as waits:
+                made.step_many([(session, frames[t]), (other, tall[t])])
+            assert waits == Waits(num_copies=2, num_searches=1, num_scalars=0)

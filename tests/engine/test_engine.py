@@ -26,6 +26,7 @@ from workers.engine import lineage
 from workers.engine.attention import NO_SAVINGS, Savings
 from workers.engine.bank import Sighting
 from workers.engine.lineage import Lineage, Spool
+from workers.rle import LazyMask
 from workers.trackers.base import TrackingConfig, TrackingFrame, TrackingSession
 from workers.trackers.registry import create_tracking_loader, tracker_info
 from workers.trackers.sam2 import EngineLoader, EngineSession
@@ -261,7 +262,7 @@ def test_a_limit_on_the_lag_holds() -> None:
 
 def test_a_tree_gives_out_what_its_tips_agree_on() -> None:
     def seen(value: float) -> Sighting:
-        return Sighting(value, np.full((2, 3), 1, np.uint8))
+        return Sighting(value, LazyMask.of(np.full((2, 3), 1, np.uint8)))
 
     tree = Lineage(Spool())
     root = tree.plant(0)

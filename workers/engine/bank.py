@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.rle import LazyMask
+
 if TYPE_CHECKING:
     import torch
 
@@ -136,12 +138,27 @@ class Sighting:
     ----------
     confidence : float
         Predicted IoU, clipped to 0..1.
-    mask : ndarray of uint8, shape (H, W), or None
-        None where the object is occluded or gone.
+    mask : LazyMask or None
+        At the size of the frame. None where the object is occluded or gone.
     """
 
     confidence: float
-    mask: NDArray[np.uint8] | None
+    mask: LazyMask | None
+
+    def to_state(self) -> list[Any]:
+        """Return it as a list of plain values."""
+        if self.mask is None:
+            return [self.confidence, None]
+        return [self.confidence, [self.mask.height, self.mask.width, self.mask.counts]]
+
+    @classmethod
+    def from_state(cls, state: Sequence[Any]) -> Sighting:
+        """Return the sighting that `to_state` was asked of."""
+        confidence, mask = state
+        if mask is None:
+            return cls(confidence, None)
+        height, width, counts = mask
+        return cls(confidence, LazyMask(height, width, counts=counts))
 
 
 @dataclass(slots=True)

@@ -12,8 +12,8 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from typing import IO, Any
 
-from workers import rle
 from workers.engine.bank import Sighting
+from workers.rle import LazyMask
 
 SPILL_BYTES = 64 << 20
 """Size of pending masks above which further ones go to a temporary file."""
@@ -138,8 +138,8 @@ class Lineage:
         """Add a hypothesis about the next frame."""
         kept = None
         if sighting.mask is not None:
-            kept = self.spool.put(rle.encode(sighting.mask))
-            self._size = sighting.mask.shape
+            kept = self.spool.put(sighting.mask.counts)
+            self._size = sighting.mask.height, sighting.mask.width
         node = Node(parent, step, sighting.confidence, kept)
         parent.children += (node,)
         return node
@@ -218,7 +218,7 @@ class Lineage:
         """Return what a node says of its frame, and free its mask."""
         if node.kept is None:
             return Sighting(node.confidence, None)
-        mask = rle.decode(self.spool.get(node.kept), *self._size)
+        mask = LazyMask(*self._size, counts=self.spool.get(node.kept))
         self.spool.drop(node.kept)
         node.kept = None
         return Sighting(node.confidence, mask)

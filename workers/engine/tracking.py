@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from workers.engine.adapter import ABSENT_LOGIT, Features, HeadOutput, Sam2Network
 from workers.engine.bank import Candidates, Entry, Recall, Sighting
 from workers.engine.devices import upload
+from workers.engine.outlines import masks_of
 from workers.engine.policies.base import Decided, Track
 from workers.errors import is_out_of_memory
+from workers.rle import LazyMask
 
 if TYPE_CHECKING:
     import torch
@@ -218,9 +220,11 @@ class Engine:
                 if live.prompt is None
                 for choice in live.track.choose(live.frame.step, live.offers)
             ]
+            shown: list[torch.Tensor] = []
             for taken in (prompted, kept):
                 for start in range(0, len(taken), self.max_batch):
-                    self._finish(taken[start : start + self.max_batch])
+                    shown += self._remember(taken[start : start + self.max_batch])
+            self._see([*prompted, *kept], shown)
         return [
             {
                 object_id: self._keep(live)
@@ -341,8 +345,8 @@ class Engine:
 
     # -- what becomes of a choice ------------------------------------------------------------
 
-    def _finish(self, taken: Sequence[_Taken]) -> None:
-        """Make entries and sightings of a batch of choices, all prompted or none."""
+    def _remember(self, taken: Sequence[_Taken]) -> list[torch.Tensor]:
+        """Make entries of a batch of choices, all prompted or none; return the masks to show."""
         import torch
 
         network = self.network
@@ -365,17 +369,21 @@ class Engine:
                 num_enlarged=1 if is_prompted else taken[0].live.track.num_enlarged,
             )
             memories = [memory.clone() for memory in encoded]
-        masks = self._at_size(shown, [one.live.frame.size for one in taken])
-        for i, one in enumerate(taken):
-            live, iou = one.live, float(one.offer.ious[one.candidate])
-            entry = Entry(
-                live.frame.step, iou, one.offer.object_logit, tokens[i].clone(), memories[i]
-            )
-            mask, prompt = masks[i], live.prompt
+        for one, token, memory in zip(taken, tokens, memories, strict=True):
+            iou, object_logit = float(one.offer.ious[one.candidate]), one.offer.object_logit
+            entry = Entry(one.live.frame.step, iou, object_logit, token.clone(), memory)
+            one.live.entries.append(entry)
+        return list(shown)
+
+    def _see(self, taken: Sequence[_Taken], shown: Sequence[torch.Tensor]) -> None:
+        """Make sightings of all choices of a step; their masks leave the device together."""
+        masks = masks_of(shown, [one.live.frame.size for one in taken])
+        for one, mask in zip(taken, masks, strict=True):
+            prompt = one.live.prompt
             if self._keep_prompted_masks and prompt is not None and prompt.mask is not None:
-                mask = prompt.mask
-            live.entries.append(entry)
-            live.sightings.append(Sighting(min(1.0, max(0.0, iou)), mask if mask.any() else None))
+                mask = LazyMask.of(prompt.mask)
+            confidence = min(1.0, max(0.0, float(one.offer.ious[one.candidate])))
+            one.live.sightings.append(Sighting(confidence, None if mask.is_empty else mask))
 
     def _filled(self, logits: torch.Tensor) -> torch.Tensor:
         """Return logits with small holes of their masks filled."""
@@ -392,18 +400,6 @@ class Engine:
             small[0] = False  # the object itself
             filled[i][torch.from_numpy(small[labels]).to(filled.device)] = 0.1
         return filled
-
-    def _at_size(
-        self, logits: torch.Tensor, sizes: Sequence[tuple[int, int]]
-    ) -> list[NDArray[np.uint8]]:
-        """Return the masks of low-resolution logits, each at the size of its frame."""
-        import torch.nn.functional as F  # noqa: N812
-
-        masks = [
-            F.interpolate(one[None, None], size=size, mode="bilinear")[0, 0] > 0
-            for one, size in zip(logits, sizes, strict=True)
-        ]
-        return [np.asarray(mask.cpu().numpy()).view(np.uint8) for mask in masks]
 
 
 def mask_boxes(masks: torch.Tensor) -> torch.Tensor:

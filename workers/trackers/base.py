@@ -34,7 +34,7 @@ IOU_MATCH_THRESHOLD = 0.3
 LOW_CONFIDENCE_IOU_THRESHOLD = 0.5
 """Matches below this IoU are reported with reduced confidence."""
 
-SNAPSHOT_VERSION = 1
+SNAPSHOT_VERSION = 2
 
 UInt8Array = NDArray[np.uint8]
 
@@ -81,40 +81,61 @@ class TrackingConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
 class TrackingMask:
     """The mask of one object on one frame.
 
-    Attributes
+    Parameters
     ----------
-    mask : ndarray of uint8, shape (H, W)
+    mask : ndarray of uint8, shape (H, W), or rle.LazyMask
         1 where the object is visible, else 0; pixels of the original frame.
     confidence : float
         The tracker's own estimate of the mask's quality, 0..1.
     object_id : int
         Identity of the object.
+
+    Raises
+    ------
+    ValueError
+        An array is of another type or shape.
     """
 
-    mask: UInt8Array
-    confidence: float
-    object_id: int
+    __slots__ = ("_mask", "confidence", "object_id")
 
-    def __post_init__(self) -> None:
-        if self.mask.ndim != 2 or self.mask.dtype != np.uint8:
-            raise ValueError(
-                f"a mask must be uint8 of shape (H, W), got {self.mask.dtype} {self.mask.shape}"
-            )
+    def __init__(self, mask: UInt8Array | rle.LazyMask, confidence: float, object_id: int) -> None:
+        if not isinstance(mask, rle.LazyMask):
+            if mask.ndim != 2 or mask.dtype != np.uint8:
+                raise ValueError(
+                    f"a mask must be uint8 of shape (H, W), got {mask.dtype} {mask.shape}"
+                )
+            mask = rle.LazyMask.of(mask)
+        self._mask = mask
+        self.confidence = confidence
+        self.object_id = object_id
+
+    @property
+    def mask(self) -> UInt8Array:
+        """1 where the object is visible, shape (H, W); made when it is asked for."""
+        return self._mask.pixels
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory the mask takes now."""
+        return self._mask.num_bytes
 
     def __repr__(self) -> str:
         return (
             f"TrackingMask(object_id={self.object_id}, confidence={self.confidence:.3f}, "
-            f"mask={self.mask.shape})"
+            f"mask={(self._mask.height, self._mask.width)})"
         )
+
+    def encoded(self) -> rle.EncodedMask:
+        """Return the mask as it is stored, with area, box and border contact."""
+        return self._mask.encoded()
 
     def to_rle(self) -> dict[str, Any]:
         """Return the mask as COCO RLE, ``{"size": [H, W], "counts": str}``."""
-        height, width = self.mask.shape
-        return {"size": [height, width], "counts": rle.encode(self.mask).decode("ascii")}
+        size = [self._mask.height, self._mask.width]
+        return {"size": size, "counts": self._mask.counts.decode("ascii")}
 
 
 @dataclass(frozen=True, slots=True)

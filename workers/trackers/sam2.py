@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from workers import rle
 from workers.engine import archive
 from workers.engine.attention import Savings
 from workers.engine.bank import Clock, Sighting
@@ -35,6 +34,7 @@ from workers.engine.policies.base import Decided, Track
 from workers.engine.policies.frames import FrameTrack
 from workers.engine.policies.sam2 import Sam2Track
 from workers.engine.tracking import Engine, FramePrompt, FrameWork
+from workers.rle import LazyMask
 from workers.trackers.base import (
     SessionPrompt,
     TrackingConfig,
@@ -278,7 +278,7 @@ class EngineSession(TrackingSession):
         """Put the masks of a frame that others still wait for into the spool."""
         for object_id, sighting in frame.sightings.items():
             if sighting is not None and sighting.mask is not None:
-                frame.waiting[object_id] = self._spool.put(rle.encode(sighting.mask))
+                frame.waiting[object_id] = self._spool.put(sighting.mask.counts)
                 frame.sightings[object_id] = Sighting(sighting.confidence, None)
 
     def _shown(self, frame: _OpenFrame) -> TrackingFrame:
@@ -288,7 +288,7 @@ class EngineSession(TrackingSession):
             mask = sighting.mask if sighting is not None else None
             if object_id in frame.waiting:
                 kept = frame.waiting[object_id]
-                mask = rle.decode(self._spool.get(kept), self.height, self.width)
+                mask = LazyMask(self.height, self.width, counts=self._spool.get(kept))
                 self._spool.drop(kept)
             if mask is not None and sighting is not None:
                 masks.append(TrackingMask(mask, sighting.confidence, object_id))

@@ -147,10 +147,10 @@ class Track(abc.ABC):
         """Return the track as plain values and tensors, however nested."""
         return {
             "prompts": [entry.to_state() for entry in self.prompts.entries],
-            "latest": [self.latest.confidence, self.latest.mask],
+            "latest": self.latest.to_state(),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Take back what `get_state` returned."""
         self.prompts.entries = [Entry(*values) for values in state["prompts"]]
-        self.latest = Sighting(*state["latest"])
+        self.latest = Sighting.from_state(state["latest"])
