@@ -1,5 +1,6 @@
 """What a GPU computes, tried on the CPU: the same functions, the same numbers.
 
+* A picture resized and normalised on a device is PIL's, bit by bit, whatever the sizes.
 * Where masks change is what their pixels say, for masks of any sizes, empty and full ones; counts,
   area, box and pixels made of it are those made of the pixels.
 * A step waits for the device three times, however many objects, batches and sizes there are.
@@ -16,12 +17,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.engine import reference
 from tests.engine.test_engine import BOXES, clip, opened
 from workers import rle
 from workers.engine import outlines, tracking
 from workers.engine.adapter import forbid_tf32
+from workers.engine.pictures import normalised, resized, to_pixels
 from workers.engine.tracking import mask_boxes
 
 
@@ -61,6 +64,34 @@ def test_boxes_are_the_edges_of_masks() -> None:
         edges = [columns.min(), rows.min(), columns.max(), rows.max()] if len(rows) else [0] * 4
         assert box.tolist() == edges
     assert not boxes[2:, 0].any()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "image_size"),
+    [
+        (540, 960, 512),
+        (240, 135, 128),
+        (60, 128, 128),
+        (128, 100, 128),
+        (47, 61, 512),
+        (901, 7, 64),
+    ],
+)
+def test_pictures_are_resized_as_by_pil(height: int, width: int, image_size: int) -> None:
+    import torch
+
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 256, (height, width, 3), np.uint8)
+    edges = (noise > 127).astype(np.uint8) * 255  # beyond which the cubic overshoots
+    for frame in (noise, edges):
+        expected = to_pixels(frame, image_size, "bicubic")
+        assert expected.shape == (1, 3, image_size, image_size)
+        small = resized(torch.from_numpy(frame), image_size)
+        assert torch.equal(normalised(small), expected)
+        if height <= width:
+            size = (image_size, image_size)
+            whole = Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)
+            np.testing.assert_array_equal(small.numpy(), np.asarray(whole).transpose(2, 0, 1))
 
 
 def drawn_logits() -> Any:
@@ -118,7 +149,7 @@ def counted_waits() -> Iterator[Waits]:
         waits.num_copies += 1
         return to_host(tensor)
 
-    class Mode(TorchDispatchMode):  # type: ignore[misc] (torch says nothing of it)
+    class Mode(TorchDispatchMode):  # type: ignore[misc]
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:

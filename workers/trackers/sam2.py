@@ -72,7 +72,7 @@ SHARED_OPTIONS: Mapping[str, Any] = {
 
 OPTIONS = SHARED_OPTIONS
 
-ALGORITHM = "sam2-engine-1"
+ALGORITHM = "sam2-engine-2"
 """Changes whenever results change; part of every snapshot's fingerprint."""
 
 _COMPAT = ("none", "original")
@@ -205,7 +205,8 @@ class EngineSession(TrackingSession):
         self._ahead = list(zip(new, features, strict=True))
 
     def _pixels(self, frame: UInt8Array) -> torch.Tensor:
-        return to_pixels(frame, self._engine.network.image_size, self._resize)
+        network = self._engine.network
+        return to_pixels(frame, network.image_size, self._resize, network.device)
 
     def _taken_from_ahead(self, frame: UInt8Array) -> Features | None:
         """Return what is known of a frame, and forget it and whatever should have come before."""
