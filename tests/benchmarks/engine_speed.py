@@ -138,7 +138,7 @@ def _age(track: Any) -> None:
         memory, newest = pathway.memory, pathway.memory.newest
         for step in range(2, FIRST_STEADY):
             memory = memory.after(replace(newest, step=step), True)
-        pathway.node.step = FIRST_STEADY - 1
+        track.lineage.plant(FIRST_STEADY - 1)
         track.pathways = [replace(pathway, memory=memory)] * len(track.pathways)
         return
     last = track.recent.entries[-1]

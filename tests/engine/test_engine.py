@@ -7,12 +7,14 @@
   prompted frames holds.
 * SAM2Long gives out the same frames whether pathways are shared or not, decided early or at the
   end; a limit on the lag holds; undecided masks may wait in a file.
+* An undecided frame takes less than 100 bytes an object and pathway beside the run lengths.
 * The savings change nothing but rounding.
 * A wrong option, image size, dtype, device or checkpoint is one clear sentence.
 """
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,11 @@ from workers.engine import lineage
 from workers.engine.attention import NO_SAVINGS, Savings
 from workers.engine.bank import Sighting
 from workers.engine.lineage import Lineage, Spool
+from workers.engine.policies.sam2long import Sam2LongTrack
 from workers.rle import LazyMask
 from workers.trackers.base import TrackingConfig, TrackingFrame, TrackingSession
 from workers.trackers.registry import create_tracking_loader, tracker_info
-from workers.trackers.sam2 import EngineLoader, EngineSession
+from workers.trackers.sam2 import EngineLoader, EngineSession, _OpenFrame
 
 NAMES = ("sam2", "samurai", "sam2long", "sam2-rt")
 BOXES = {1: [75, 0, 129, 99], 2: [41, 33, 72, 102], 7: [0, 0, 50, 75]}
@@ -264,22 +267,57 @@ def test_a_tree_gives_out_what_its_tips_agree_on() -> None:
     def seen(value: float) -> Sighting:
         return Sighting(value, LazyMask.of(np.full((2, 3), 1, np.uint8)))
 
-    tree = Lineage(Spool())
-    root = tree.plant(0)
-    a, b = tree.grow(root, 1, seen(0.1)), tree.grow(root, 1, seen(0.2))
-    assert tree.settle([root]) == []
-    a2, a3 = tree.grow(a, 2, seen(0.3)), tree.grow(a, 2, Sighting(0.4, None))
-    decided = tree.settle([a, b])
+    tree = Lineage(Spool(), 3)
+    tree.plant(0)
+    # Two hypotheses about frame 1; both of frame 2 descend from the first.
+    assert tree.grow([(0, seen(0.1)), (0, seen(0.2))]) == []
+    decided = tree.grow([(0, seen(0.3)), (0, Sighting(0.4, None))])
     assert [(step, sighting.confidence) for step, sighting in decided] == [(1, 0.1)]
+    assert decided[0][1].mask is not None
+    assert decided[0][1].mask.pixels.all()
     assert tree.num_undecided == 1
-    tip = tree.grow(a3, 3, seen(0.5))
-    decided = tree.settle([a2, a3, a2])
-    assert [(step, s.confidence, s.mask is None) for step, s in decided] == [
-        (2, 0.4, True),
-        (3, 0.5, False),
-    ]
-    assert tree.spool.num_bytes == 0
-    assert tree.follow(tip) == []
+    # Frames that end hypotheses about several frames before: those of 2 and 3 in slot 0.
+    assert tree.grow([(0, seen(0.5)), (1, seen(0.6)), (1, seen(0.7))]) == []
+    assert tree.branch_of(2) == 1
+    decided = tree.grow([(1, seen(0.8)), (2, Sighting(0.9, None))])
+    assert [(step, s.confidence, s.mask is None) for step, s in decided] == [(2, 0.4, True)]
+    assert tree.num_undecided == 2
+    # One hypothesis is final, and was never encoded.
+    last = seen(0.95)
+    decided = tree.grow([(0, last)])
+    assert [(step, s.confidence) for step, s in decided] == [(3, 0.6), (4, 0.8), (5, 0.95)]
+    assert decided[-1][1] is last
+    assert tree.num_undecided == tree.spool.num_bytes == 0
+    assert tree.follow(0) == []
+    # A hypothesis may be ended from outside, or be preferred.
+    tree.grow([(0, seen(0.1)), (0, seen(0.2)), (0, seen(0.3))])
+    assert tree.drop([0]) == []
+    assert [(step, s.confidence) for step, s in tree.drop([2])] == [(6, 0.2)]
+    tree.grow([(1, seen(0.4)), (1, seen(0.5))])
+    assert [(step, s.confidence) for step, s in tree.follow(1)] == [(7, 0.5)]
+    assert tree.num_undecided == tree.spool.num_bytes == 0
+
+
+def test_an_undecided_frame_is_small() -> None:
+    frames, made = clip(), reference.small_loader("sam2long", uncertainty=1e9)
+    with opened(made, {7: {0: BOXES[7]}}) as session:
+        for frame in frames[:8]:
+            session.step(frame)
+        track, num_frames = session.tracks[7], 3000
+        assert isinstance(track, Sam2LongTrack)
+        assert track.lineage.num_undecided == len(session._undecided) > 4
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        for i in range(num_frames):
+            session._undecided.append(_OpenFrame(1000 + i, 0.1 * i, session._live))
+            masks = [LazyMask(33, 40, counts=b"%08d" % i) for _ in range(3)]
+            track.lineage.grow([(slot, Sighting(0.5, mask)) for slot, mask in enumerate(masks)])
+        grown = tracemalloc.get_traced_memory()[0] - before
+        tracemalloc.stop()
+        assert track.lineage.num_undecided > num_frames
+    each = grown / (3 * num_frames) - 8
+    print(f"{each:.0f} bytes a frame, object and pathway, beside the run lengths")
+    assert each < 100
 
 
 def test_masks_beyond_the_limit_wait_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from workers.engine import archive
 from workers.engine.attention import Savings
 from workers.engine.bank import Clock, Sighting
-from workers.engine.lineage import Spool
+from workers.engine.lineage import Kept, Spool
 from workers.engine.model import (
     IMAGE_SIZE_STEP,
     MODEL_IMAGE_SIZE,
@@ -80,27 +80,45 @@ _DTYPES = ("float32", "bfloat16")
 TrackFactory = Callable[[Clock, Spool], Track]
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A sighting on a frame that others wait for; its mask is in the spool."""
+
+    confidence: float
+    kept: Kept | None
+
+
 @dataclass(slots=True)
 class _OpenFrame:
     """A stepped frame that is not yet final for all of its objects.
 
+    There may be as many as a video has, so one that nothing is known of is small.
+
     Attributes
     ----------
-    step, label : int
-        When it was stepped, and its ``frame_idx``.
+    label : int
+        Its ``frame_idx``.
     elapsed_s : float
         Time spent on it.
-    sightings : dict of int to Sighting or None
-        Every object that was live then; None where it is undecided.
-    waiting : dict of int to bytes or tuple
-        Masks of decided objects, in the spool while others are undecided.
+    live : tuple of int
+        Objects that were live then; frames with the same ones share it.
+    decided : dict of int to Sighting or _Waiting, or None
+        Those of them that are decided; None for none.
     """
 
-    step: int
     label: int
     elapsed_s: float
-    sightings: dict[int, Sighting | None]
-    waiting: dict[int, Any] = field(default_factory=dict)
+    live: tuple[int, ...]
+    decided: dict[int, Sighting | _Waiting] | None = None
+
+    @property
+    def is_final(self) -> bool:
+        return len(self.decided or ()) == len(self.live)
+
+    def decide(self, object_id: int, sighting: Sighting | _Waiting) -> None:
+        if self.decided is None:
+            self.decided = {}
+        self.decided[object_id] = sighting
 
 
 class EngineSession(TrackingSession):
@@ -146,6 +164,7 @@ class EngineSession(TrackingSession):
         self._digest = fingerprint
         self._spool = Spool()
         self._undecided: deque[_OpenFrame] = deque()
+        self._live: tuple[int, ...] = ()
         self._ahead: list[tuple[UInt8Array, Features]] = []
         self.tracks: dict[int, Track] = {}
         """The policy's view of every live object."""
@@ -187,10 +206,11 @@ class EngineSession(TrackingSession):
         self, frame_idx: int, decided: Mapping[int, Decided], elapsed_s: float
     ) -> list[TrackingFrame]:
         """End a step with what the engine decided; return the frames that are final."""
-        step = self.num_steps - 1
-        self._undecided.append(_OpenFrame(step, frame_idx, elapsed_s, dict.fromkeys(self.tracks)))
-        seen: dict[int, Sighting | None] = {i: t.latest for i, t in self.tracks.items()}
-        self._latest = self._shown(_OpenFrame(step, frame_idx, elapsed_s, seen))
+        if self._live != tuple(self.tracks):
+            self._live = tuple(self.tracks)
+        self._undecided.append(_OpenFrame(frame_idx, elapsed_s, self._live))
+        seen = {i: track.latest for i, track in self.tracks.items()}
+        self._latest = _shown(frame_idx, elapsed_s, seen)
         return self._settle(decided)
 
     def look_ahead(self, frames: Sequence[UInt8Array]) -> None:
@@ -259,43 +279,51 @@ class EngineSession(TrackingSession):
 
     def _settle(self, decided: Mapping[int, Decided]) -> list[TrackingFrame]:
         """Take in what was decided and return the frames that are final."""
-        if not self._undecided:
-            return []
-        first = self._undecided[0].step
+        first = self._first_undecided
         for object_id, frames in decided.items():
             for step, sighting in frames:
-                self._undecided[step - first].sightings[object_id] = sighting
+                self._undecided[step - first].decide(object_id, sighting)
         final = []
-        while self._undecided and None not in self._undecided[0].sightings.values():
-            final.append(self._shown(self._undecided.popleft()))
-        first = self._undecided[0].step if self._undecided else 0
+        while self._undecided and self._undecided[0].is_final:
+            final.append(self._final(self._undecided.popleft()))
+        first = self._first_undecided
         for frames in decided.values():
             for step, _ in frames:
-                if self._undecided and step >= first:
+                if step >= first:
                     self._store(self._undecided[step - first])
         return final
 
+    @property
+    def _first_undecided(self) -> int:
+        """When the oldest undecided frame was stepped."""
+        return self.num_steps - len(self._undecided)
+
     def _store(self, frame: _OpenFrame) -> None:
         """Put the masks of a frame that others still wait for into the spool."""
-        for object_id, sighting in frame.sightings.items():
-            if sighting is not None and sighting.mask is not None:
-                frame.waiting[object_id] = self._spool.put(sighting.mask.counts)
-                frame.sightings[object_id] = Sighting(sighting.confidence, None)
+        for object_id, sighting in (frame.decided or {}).items():
+            if isinstance(sighting, Sighting):
+                mask = sighting.mask
+                kept = None if mask is None else self._spool.put(mask.counts)
+                frame.decide(object_id, _Waiting(sighting.confidence, kept))
 
-    def _shown(self, frame: _OpenFrame) -> TrackingFrame:
-        """Return a frame as the user sees it."""
-        masks = []
-        for object_id, sighting in sorted(frame.sightings.items()):
-            mask = sighting.mask if sighting is not None else None
-            if object_id in frame.waiting:
-                kept = frame.waiting[object_id]
-                mask = LazyMask(self.height, self.width, counts=self._spool.get(kept))
-                self._spool.drop(kept)
-            if mask is not None and sighting is not None:
-                masks.append(TrackingMask(mask, sighting.confidence, object_id))
-        present = {mask.object_id for mask in masks}
-        occlusions = {i: i not in present for i in sorted(frame.sightings)}
-        return TrackingFrame(frame.label, masks, occlusions, frame.elapsed_s)
+    def _sighting(self, confidence: float, counts: bytes | None) -> Sighting:
+        mask = None if counts is None else LazyMask(self.height, self.width, counts=counts)
+        return Sighting(confidence, mask)
+
+    def _counts(self, waiting: _Waiting) -> bytes | None:
+        return None if waiting.kept is None else self._spool.get(waiting.kept)
+
+    def _final(self, frame: _OpenFrame) -> TrackingFrame:
+        """Return a frame that all is known of."""
+        seen = {}
+        for object_id, sighting in (frame.decided or {}).items():
+            if isinstance(sighting, Sighting):
+                seen[object_id] = sighting
+                continue
+            seen[object_id] = self._sighting(sighting.confidence, self._counts(sighting))
+            if sighting.kept is not None:
+                self._spool.drop(sighting.kept)
+        return _shown(frame.label, frame.elapsed_s, seen)
 
     def _is_idle(self) -> bool:
         return not self._undecided
@@ -308,9 +336,9 @@ class EngineSession(TrackingSession):
         if track is None or not self._undecided:
             return
         # It was there on the frames before: they are decided for its best hypothesis.
-        first = self._undecided[0].step
+        first = self._first_undecided
         for step, sighting in track.finish():
-            self._undecided[step - first].sightings[object_id] = sighting
+            self._undecided[step - first].decide(object_id, sighting)
             self._store(self._undecided[step - first])
 
     def close(self) -> None:
@@ -329,11 +357,14 @@ class EngineSession(TrackingSession):
                 "tracks": {str(i): track.get_state() for i, track in self.tracks.items()},
                 "open": [
                     [
-                        frame.step,
                         frame.label,
                         frame.elapsed_s,
-                        {str(i): s and [s.confidence] for i, s in frame.sightings.items()},
-                        {str(i): self._spool.get(kept) for i, kept in frame.waiting.items()},
+                        list(frame.live),
+                        {
+                            str(i): [waiting.confidence, self._counts(waiting)]
+                            for i, waiting in (frame.decided or {}).items()
+                            if isinstance(waiting, _Waiting)  # as all are between steps
+                        },
                     ]
                     for frame in self._undecided
                 ],
@@ -348,16 +379,26 @@ class EngineSession(TrackingSession):
             self.tracks[int(object_id)] = self._make_track(self._clock, self._spool)
             self.tracks[int(object_id)].set_state(of_object)
         self._undecided.clear()
-        for step, label, elapsed_s, sightings, waiting in state["open"]:
-            frame = _OpenFrame(step, label, elapsed_s, {})
-            for object_id, values in sightings.items():
-                frame.sightings[int(object_id)] = values and Sighting(values[0], None)
-            for object_id, counts in waiting.items():
-                frame.waiting[int(object_id)] = self._spool.put(counts)
+        for label, elapsed_s, live, decided in state["open"]:
+            frame = _OpenFrame(label, elapsed_s, tuple(live))
+            for object_id, (confidence, counts) in decided.items():
+                frame.decide(int(object_id), self._sighting(confidence, counts))
+            self._store(frame)
             self._undecided.append(frame)
 
     def _fingerprint(self) -> str:
         return self._digest
+
+
+def _shown(label: int, elapsed_s: float, seen: Mapping[int, Sighting]) -> TrackingFrame:
+    """Return a frame as the user sees it."""
+    masks = [
+        TrackingMask(sighting.mask, sighting.confidence, object_id)
+        for object_id, sighting in sorted(seen.items())
+        if sighting.mask is not None
+    ]
+    occlusions = {i: sighting.mask is None for i, sighting in sorted(seen.items())}
+    return TrackingFrame(label, masks, occlusions, elapsed_s)
 
 
 class EngineLoader(TrackingModelLoader):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from workers.engine.bank import (
     Recall,
     Sighting,
 )
-from workers.engine.lineage import Lineage, Node, Spool
+from workers.engine.lineage import Lineage, Spool
 from workers.engine.policies.base import Choice, Decided, Track
 
 _EPSILON = 1e-5
@@ -77,13 +77,13 @@ class Pathway:
         What it remembers.
     score : float
         Sum of the logarithms of its predicted IoUs.
-    node : Node
-        Its newest frame in the tree of undecided ones.
+    slot : int
+        Its place among the hypotheses about the newest frame.
     """
 
     memory: Memory
     score: float
-    node: Node
+    slot: int
 
 
 class Sam2LongTrack(Track):
@@ -105,7 +105,7 @@ class Sam2LongTrack(Track):
         self, options: Mapping[str, Any], clock: Clock, spool: Spool, *, share: bool = True
     ) -> None:
         super().__init__(options, clock)
-        self.lineage = Lineage(spool)
+        self.lineage = Lineage(spool, options["num_pathway"])
         self.pathways: list[Pathway] = []
         """One per slot, best first; slots may hold the same one."""
         self._share = share
@@ -129,8 +129,8 @@ class Sam2LongTrack(Track):
             best = self.pathways[0]
             memory, score = Memory(best.memory.admitted, None), best.score
         self._is_first = not self.pathways
-        node = self.lineage.plant(entry.step)
-        self.pathways = [Pathway(memory, score, node)] * self.options["num_pathway"]
+        self.lineage.plant(entry.step)
+        self.pathways = [Pathway(memory, score, 0)] * self.options["num_pathway"]
         return decided + super().keep_prompted(entry, sighting, offer, box_xyxy)
 
     # -- tracked frames ----------------------------------------------------------------------
@@ -220,8 +220,8 @@ class Sam2LongTrack(Track):
 
     def keep(self, step: int, entries: Sequence[Entry], sightings: Sequence[Sighting]) -> Decided:
         """Grow the tree by the branches that live on; return what they agree about."""
-        before = [pathway.node for pathway in self.pathways]
         grown: dict[tuple[int, int, float], Pathway] = {}
+        hypotheses: list[tuple[int, Sighting]] = []
         memories: dict[tuple[int, int, bool], Memory] = {}
         pathways = []
         for parent, place, iou, score in self._taken:
@@ -233,15 +233,15 @@ class Sam2LongTrack(Track):
                 if memory_key not in memories:
                     memories[memory_key] = parent.memory.after(entry, good)
                 confidence = min(1.0, max(0.0, iou))
-                node = self.lineage.grow(parent.node, step, Sighting(confidence, sighting.mask))
-                grown[key] = Pathway(memories[memory_key], score, node)
+                grown[key] = Pathway(memories[memory_key], score, len(hypotheses))
+                hypotheses.append((parent.slot, replace(sighting, confidence=confidence)))
             pathways.append(grown[key])
         self.pathways = pathways
         self._is_first = False
         best_place, best_iou = self._taken[0][1:3]
-        self.latest = Sighting(min(1.0, max(0.0, best_iou)), sightings[best_place].mask)
+        self.latest = replace(sightings[best_place], confidence=min(1.0, max(0.0, best_iou)))
         self._taken = []
-        decided = self.lineage.settle(before)
+        decided = self.lineage.grow(hypotheses)
         limit = self.options["max_lag_frames"]
         if limit and self.lineage.num_undecided > limit:
             decided += self._decide_oldest()
@@ -249,16 +249,16 @@ class Sam2LongTrack(Track):
 
     def _decide_oldest(self) -> Decided:
         """Decide the oldest undecided frame for the best pathway; drop those that disagree."""
-        branch = self.lineage.branch_of(self.pathways[0].node)
-        agrees = [self.lineage.branch_of(p.node) is branch for p in self.pathways]
+        branch = self.lineage.branch_of(self.pathways[0].slot)
+        agrees = [self.lineage.branch_of(p.slot) == branch for p in self.pathways]
         kept = [p for p, agreed in zip(self.pathways, agrees, strict=True) if agreed]
-        dropped = [p.node for p, agreed in zip(self.pathways, agrees, strict=True) if not agreed]
+        dropped = [p.slot for p, agreed in zip(self.pathways, agrees, strict=True) if not agreed]
         self.pathways = kept + [kept[0]] * len(dropped)
-        return self.lineage.settle(dropped)
+        return self.lineage.drop(dropped)
 
     def finish(self) -> Decided:
         """Decide everything for the best pathway."""
-        return self.lineage.follow(self.pathways[0].node) if self.pathways else []
+        return self.lineage.follow(self.pathways[0].slot) if self.pathways else []
 
     # -- snapshots ---------------------------------------------------------------------------
 
@@ -280,9 +280,9 @@ class Sam2LongTrack(Track):
                 ]
                 for m in memories
             ],
-            "pathways": [[where.index(id(p.memory)), p.score] for p in distinct],
+            "pathways": [[where.index(id(p.memory)), p.score, p.slot] for p in distinct],
             "slots": [[id(p) for p in distinct].index(id(p)) for p in self.pathways],
-            "tree": self.lineage.get_state([p.node for p in distinct]),
+            "tree": self.lineage.get_state(),
             "is_first": self._is_first,
         }
 
@@ -294,10 +294,9 @@ class Sam2LongTrack(Track):
             Memory(tuple(entries[i] for i in admitted), None if newest is None else entries[newest])
             for admitted, newest in state["memories"]
         ]
-        tips = self.lineage.set_state(state["tree"])
+        self.lineage.set_state(state["tree"])
         distinct = [
-            Pathway(memories[memory], score, tip)
-            for (memory, score), tip in zip(state["pathways"], tips, strict=True)
+            Pathway(memories[memory], score, slot) for memory, score, slot in state["pathways"]
         ]
         self.pathways = [distinct[i] for i in state["slots"]]
         self._is_first = state["is_first"]
