@@ -2,6 +2,7 @@
 
 * N objects give what N runs of one object give, bit by bit on a CPU; batched, to rounding.
 * An object added late is tracked as in a run that starts there.
+* An object is occluded where its object score is 0 or less, also where a mask of it is shown.
 * A snapshot taken at any time continues identically.
 * Several prompts of an object, on one frame or on several, all count; a limit on the number of
   prompted frames holds.
@@ -29,6 +30,7 @@ from workers.engine.attention import NO_SAVINGS, Savings
 from workers.engine.bank import Sighting
 from workers.engine.lineage import Lineage, Spool
 from workers.engine.policies.sam2long import Sam2LongTrack
+from workers.engine.policies.samurai import SamuraiTrack
 from workers.rle import LazyMask
 from workers.trackers.base import TrackingConfig, TrackingFrame, TrackingSession
 from workers.trackers.registry import create_tracking_loader, tracker_info
@@ -201,6 +203,28 @@ def test_the_number_of_prompted_frames_has_a_limit() -> None:
             (23, 0),
         ]
         assert len(track.prompts.entries) <= 2 + 15
+
+
+def test_a_mask_may_be_shown_of_a_hidden_object() -> None:
+    # Given a threshold that no score is below
+    made = reference.small_loader("samurai", min_obj_score_logits=-1e9)
+    hidden_with_mask = 0
+    with opened(made, {i: {0: box} for i, box in BOXES.items()}) as session:
+        for t, frame in enumerate(clip()[:8]):
+            (result,) = session.step(frame)
+            shown = {mask.object_id for mask in result.masks}
+            for object_id, track in session.tracks.items():
+                assert isinstance(track, SamuraiTrack)
+                newest = (track.recent.entries if t else track.prompts.entries)[-1]
+                is_hidden = newest.object_logit <= 0
+                assert result.occlusions[object_id] == (is_hidden or object_id not in shown)
+                hidden_with_mask += is_hidden and object_id in shown
+            if t == 5:
+                with made.restore(session.snapshot()) as restored:
+                    latest = restored.latest()
+                assert latest is not None
+                assert latest.occlusions == result.occlusions
+    assert hidden_with_mask > 2
 
 
 # -- time ------------------------------------------------------------------------------------

@@ -139,26 +139,30 @@ class Sighting:
     confidence : float
         Predicted IoU, clipped to 0..1.
     mask : LazyMask or None
-        At the size of the frame. None where the object is occluded or gone.
+        At the size of the frame. None where nothing is to be seen.
+    is_hidden : bool
+        Whether the object score says that the object is not there. A policy whose own threshold is
+        lower may show a mask all the same.
     """
 
     confidence: float
     mask: LazyMask | None
+    is_hidden: bool = False
 
     def to_state(self) -> list[Any]:
         """Return it as a list of plain values."""
-        if self.mask is None:
-            return [self.confidence, None]
-        return [self.confidence, [self.mask.height, self.mask.width, self.mask.counts]]
+        mask = self.mask
+        size_and_counts = None if mask is None else [mask.height, mask.width, mask.counts]
+        return [self.confidence, self.is_hidden, size_and_counts]
 
     @classmethod
     def from_state(cls, state: Sequence[Any]) -> Sighting:
         """Return the sighting that `to_state` was asked of."""
-        confidence, mask = state
-        if mask is None:
-            return cls(confidence, None)
-        height, width, counts = mask
-        return cls(confidence, LazyMask(height, width, counts=counts))
+        confidence, is_hidden, size_and_counts = state
+        if size_and_counts is None:
+            return cls(confidence, None, is_hidden)
+        height, width, counts = size_and_counts
+        return cls(confidence, LazyMask(height, width, counts=counts), is_hidden)
 
 
 @dataclass(slots=True)

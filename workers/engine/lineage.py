@@ -203,6 +203,7 @@ class Lineage:
     def _sighting(self, place: int) -> Sighting:
         kept = self._masks[place]
         mask = None if kept is None else LazyMask(*self._size, counts=self.spool.get(kept))
+        # SAM2Long shows nothing of a hidden object: where there is a mask, it is not hidden.
         return Sighting(self._confidences[place], mask)
 
     def _cut(self, place: int) -> None:

@@ -383,7 +383,8 @@ class Engine:
             if self._keep_prompted_masks and prompt is not None and prompt.mask is not None:
                 mask = LazyMask.of(prompt.mask)
             confidence = min(1.0, max(0.0, float(one.offer.ious[one.candidate])))
-            one.live.sightings.append(Sighting(confidence, None if mask.is_empty else mask))
+            seen = None if mask.is_empty else mask
+            one.live.sightings.append(Sighting(confidence, seen, one.offer.object_logit <= 0))
 
     def _filled(self, logits: torch.Tensor) -> torch.Tensor:
         """Return logits with small holes of their masks filled."""

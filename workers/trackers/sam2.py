@@ -85,6 +85,7 @@ class _Waiting:
     """A sighting on a frame that others wait for; its mask is in the spool."""
 
     confidence: float
+    is_hidden: bool
     kept: Kept | None
 
 
@@ -304,11 +305,12 @@ class EngineSession(TrackingSession):
             if isinstance(sighting, Sighting):
                 mask = sighting.mask
                 kept = None if mask is None else self._spool.put(mask.counts)
-                frame.decide(object_id, _Waiting(sighting.confidence, kept))
+                waiting = _Waiting(sighting.confidence, sighting.is_hidden, kept)
+                frame.decide(object_id, waiting)
 
-    def _sighting(self, confidence: float, counts: bytes | None) -> Sighting:
+    def _sighting(self, confidence: float, is_hidden: bool, counts: bytes | None) -> Sighting:
         mask = None if counts is None else LazyMask(self.height, self.width, counts=counts)
-        return Sighting(confidence, mask)
+        return Sighting(confidence, mask, is_hidden)
 
     def _counts(self, waiting: _Waiting) -> bytes | None:
         return None if waiting.kept is None else self._spool.get(waiting.kept)
@@ -320,7 +322,8 @@ class EngineSession(TrackingSession):
             if isinstance(sighting, Sighting):
                 seen[object_id] = sighting
                 continue
-            seen[object_id] = self._sighting(sighting.confidence, self._counts(sighting))
+            counts = self._counts(sighting)
+            seen[object_id] = self._sighting(sighting.confidence, sighting.is_hidden, counts)
             if sighting.kept is not None:
                 self._spool.drop(sighting.kept)
         return _shown(frame.label, frame.elapsed_s, seen)
@@ -361,7 +364,7 @@ class EngineSession(TrackingSession):
                         frame.elapsed_s,
                         list(frame.live),
                         {
-                            str(i): [waiting.confidence, self._counts(waiting)]
+                            str(i): [waiting.confidence, waiting.is_hidden, self._counts(waiting)]
                             for i, waiting in (frame.decided or {}).items()
                             if isinstance(waiting, _Waiting)  # as all are between steps
                         },
@@ -381,8 +384,8 @@ class EngineSession(TrackingSession):
         self._undecided.clear()
         for label, elapsed_s, live, decided in state["open"]:
             frame = _OpenFrame(label, elapsed_s, tuple(live))
-            for object_id, (confidence, counts) in decided.items():
-                frame.decide(int(object_id), self._sighting(confidence, counts))
+            for object_id, values in decided.items():
+                frame.decide(int(object_id), self._sighting(*values))
             self._store(frame)
             self._undecided.append(frame)
 
@@ -397,7 +400,7 @@ def _shown(label: int, elapsed_s: float, seen: Mapping[int, Sighting]) -> Tracki
         for object_id, sighting in sorted(seen.items())
         if sighting.mask is not None
     ]
-    occlusions = {i: sighting.mask is None for i, sighting in sorted(seen.items())}
+    occlusions = {i: one.mask is None or one.is_hidden for i, one in sorted(seen.items())}
     return TrackingFrame(label, masks, occlusions, elapsed_s)
 
 
