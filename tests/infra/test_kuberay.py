@@ -20,6 +20,8 @@ import pytest
 import yaml
 
 from jobs.settings import load_config
+from jobs.submission import GRACE_S
+from jobs.submitted import GRACE_VARIABLE, METADATA_CPUS
 from tests.infra.files import (
     INFRA,
     check_crds,
@@ -177,4 +179,7 @@ def test_jobs_run_the_nightly_command_on_the_head() -> None:
     for spec in (job["spec"], cron["spec"]["jobTemplate"]):
         assert spec["entrypoint"] == "maskmill-nightly run --config /etc/maskmill/run.toml"
         assert spec["entrypointNumCpus"] == 1
+        assert spec["metadata"] == {METADATA_CPUS: "1"}
+        variables = yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]
+        assert variables == {GRACE_VARIABLE: str(GRACE_S)}
         assert spec["shutdownAfterJobFinishes"]
