@@ -151,14 +151,15 @@ class Seen:
     ----------
     recalls, offers, choices : list
         What it attended to, was offered, and took; no recalls on a prompted frame.
-    track : dict
-        Further facts of its policy.
+    facts, facts_before : dict
+        Further facts of its policy: when the frame is done, and when its choice is made.
     """
 
     recalls: list[Recall] = field(default_factory=list)
     offers: list[Candidates] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    facts_before: dict[str, Any] = field(default_factory=dict)
 
 
 def observed(track: Track, log: list[Seen], facts: Callable[[Track], Mapping[str, Any]]) -> None:
@@ -173,6 +174,7 @@ def observed(track: Track, log: list[Seen], facts: Callable[[Track], Mapping[str
     def seen_choose(step: int, offers: Any) -> list[Choice]:
         log[-1].offers = list(offers)
         log[-1].choices = choose(step, offers)
+        log[-1].facts_before = dict(facts(track))
         return log[-1].choices
 
     def seen_keep(step: int, entries: Any, sightings: Any) -> Any:

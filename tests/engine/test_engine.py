@@ -82,14 +82,27 @@ def masks_of(results: Sequence[TrackingFrame], object_id: int) -> list[Any]:
     return seen
 
 
-def assert_equal(got: Sequence[Any], expected: Sequence[Any], share: float = 0.0) -> None:
+def assert_equal(got: Sequence[Any], expected: Sequence[Any], *, rounded: bool = False) -> None:
+    """Compare masks bit by bit, or where arithmetic `rounded` otherwise, as the reference outputs.
+
+    The random weights amplify rounding, so masks then have a mean IoU of 0.98 at least, each that
+    is not tiny 0.90, and predicted IoUs are within 5e-2.
+    """
     assert len(got) == len(expected) > 0
     assert any(pair is not None for pair in expected)
+    overlaps = []
     for ours, theirs in zip(got, expected, strict=True):
         assert (ours is None) == (theirs is None)
-        if ours is not None and theirs is not None:
-            assert np.mean(ours[0] != theirs[0]) <= share
-            assert ours[1] == pytest.approx(theirs[1], abs=max(1e-6, 20 * share))
+        if ours is None or theirs is None:
+            continue
+        assert ours[1] == pytest.approx(theirs[1], abs=5e-2 if rounded else 1e-6)
+        if not rounded:
+            np.testing.assert_array_equal(ours[0], theirs[0])
+            continue
+        mask, other = ours[0] > 0, theirs[0] > 0
+        overlaps.append((mask & other).sum() / (mask | other).sum())
+        assert overlaps[-1] >= 0.90 or other.sum() < 50
+    assert not rounded or np.mean(overlaps) >= 0.98
 
 
 # -- objects do not touch each other ---------------------------------------------------------
@@ -119,7 +132,7 @@ def test_a_batch_differs_by_rounding_only(made: EngineLoader) -> None:
     finally:
         engine.max_batch = 1
     for object_id in BOXES:
-        assert_equal(masks_of(batched, object_id), masks_of(alone, object_id), share=0.01)
+        assert_equal(masks_of(batched, object_id), masks_of(alone, object_id), rounded=True)
 
 
 def test_a_late_object_is_tracked_as_in_a_run_that_starts_there(made: EngineLoader) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tests.engine import reference
 from tests.engine.reference import Run, Seen
 from workers.engine.policies.base import Track
+from workers.engine.policies.motion import BoxMotion
 from workers.engine.policies.sam2long import Sam2LongTrack
 from workers.engine.policies.samurai import SamuraiTrack
 
@@ -48,8 +49,8 @@ def assert_same_masks(got: NDArray[np.bool_], expected: NDArray[np.bool_]) -> No
     assert ious[expected.sum((1, 2)) >= 200].min() >= 0.90
 
 
-def assert_same_logits(run: Run, object_id: int, expected: NDArray[np.float32]) -> None:
-    for got, wanted in zip(run.logits(object_id)[:6], expected[:6], strict=True):
+def assert_same_logits(ours: list[NDArray[np.float32]], expected: NDArray[np.float32]) -> None:
+    for got, wanted in zip(ours[:6], expected[:6], strict=True):
         both = (got > -1000) & (wanted > -1000)
         assert np.array_equal(got > -1000, wanted > -1000)
         assert np.abs(got - wanted)[both].max(initial=0) <= 1e-2
@@ -99,7 +100,7 @@ def test_two_objects_are_tracked_as_by_the_original(name: str) -> None:
     for k, object_id in enumerate(expected["obj_ids"]):
         log = run.logs[int(object_id)]
         assert_same_scores(log, expected["ious"][:, k], expected["object_score_logits"][:, k])
-        assert_same_logits(run, int(object_id), expected["low_res_logits"][:, k])
+        assert_same_logits(run.logits(int(object_id)), expected["low_res_logits"][:, k])
         assert_same_masks(run.masks(int(object_id)), unpacked(expected["video_masks"][:, k]))
 
 
@@ -127,10 +128,43 @@ def test_the_pointers_are_those_of_the_original() -> None:
 # -- SAMURAI ---------------------------------------------------------------------------------
 
 
-def samurai_facts(track: Track) -> dict[str, Any]:
-    assert isinstance(track, SamuraiTrack)
-    mean = None if track.motion is None else track.motion.mean.copy()
-    return {"stable": track.num_stable, "mean": mean, "motion_iou": track.motion_iou}
+class Filter:
+    """What the motion filter of a track is asked, since it was last looked at."""
+
+    def __init__(self, patched: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        self.overlaps: list[float] = []
+        for name, shown in (("__init__", "initiate"), ("predict", "predict"), ("update", "update")):
+            self._watch(patched, name, shown)
+        overlap = SamuraiTrack._overlap
+
+        def seen_overlap(track: SamuraiTrack, box: NDArray[np.float64]) -> float:
+            self.overlaps.append(overlap(track, box))
+            return self.overlaps[-1]
+
+        patched.setattr(SamuraiTrack, "_overlap", seen_overlap)
+
+    def _watch(self, patched: pytest.MonkeyPatch, name: str, shown: str) -> None:
+        method = getattr(BoxMotion, name)
+
+        def seen(*arguments: Any) -> Any:
+            self.calls.append(shown)
+            return method(*arguments)
+
+        patched.setattr(BoxMotion, name, seen)
+
+    def facts(self, track: Track) -> dict[str, Any]:
+        """Return what a track knows, and what its filter did for it on this frame."""
+        assert isinstance(track, SamuraiTrack)
+        found = {
+            "stable": track.num_stable,
+            "mean": None if track.motion is None else track.motion.mean.copy(),
+            "motion_iou": track.motion_iou,
+            "branch": "+".join(self.calls) or "none",
+            "overlaps": self.overlaps,
+        }
+        self.calls, self.overlaps = [], []
+        return found
 
 
 @functools.cache
@@ -140,21 +174,30 @@ def samurai(**options: Any) -> tuple[dict[str, NDArray[Any]], Run]:
     for name in ("max_obj_ptrs_in_encoder", "num_maskmem"):
         settings.pop(name)
     made = reference.loader("samurai", compat="original", **(settings | options))
-    return expected, reference.track(made, {1: {"box_xyxy": BOX}}, 24, facts=samurai_facts)
+    with pytest.MonkeyPatch.context() as patched:
+        facts = Filter(patched).facts
+        return expected, reference.track(made, {1: {"box_xyxy": BOX}}, 24, facts=facts)
 
 
 def test_samurai_decides_as_the_original() -> None:
     expected, run = samurai()
+    num_stable = 0
     for t, seen in enumerate(run.logs[1]):
         assert memory_steps(seen) == listed(expected["memory_frames"][t])
         assert num_pointer_tokens(seen) == expected["n_ptr_tokens"][t]
-        assert seen.facts["stable"] == expected["stable_after"][t]
+        assert num_stable == expected["stable_before"][t]
+        num_stable = seen.facts["stable"]
+        assert num_stable == expected["stable_after"][t]
+        assert seen.facts_before.get("branch", "none") == expected["branch"][t]
         if t:
             assert seen.choices[0].candidate == expected["best_candidate"][t]
+            assert seen.offers[0].best == expected["argmax_iou"][t]
             # The boxes jump by hundreds of pixels, so a flipped pixel may move the filter a bit.
             np.testing.assert_allclose(
                 seen.facts["mean"], expected["kf_mean"][t], rtol=0.05, atol=5
             )
+        overlaps = seen.facts_before.get("overlaps") or [np.nan] * 3
+        np.testing.assert_allclose(overlaps, expected["kf_ious"][t], atol=5e-2)
         wanted = expected["kf_score"][t]
         assert (seen.facts["motion_iou"] is None) == bool(np.isnan(wanted))
         if not np.isnan(wanted):
@@ -164,7 +207,7 @@ def test_samurai_decides_as_the_original() -> None:
 def test_samurai_gives_the_masks_of_the_original() -> None:
     expected, run = samurai()
     assert_same_scores(run.logs[1], expected["ious"], expected["object_score_logits"])
-    assert_same_logits(run, 1, expected["low_res_logits"])
+    assert_same_logits(run.logits(1), expected["low_res_logits"])
     assert_same_masks(run.masks(1), unpacked(expected["video_masks"]))
 
 
@@ -183,6 +226,10 @@ def long_facts(track: Track) -> dict[str, Any]:
         "scores": [pathway.score for pathway in track.pathways],
         "slots": [id(pathway) for pathway in track.pathways],
         "held": list(track.pathways),  # so that no id is given twice
+        "taken": [
+            ([slot for slot, one in enumerate(track.pathways) if one is parent], iou)
+            for parent, _, iou, _ in track._taken
+        ],
     }
 
 
@@ -202,6 +249,50 @@ def slot_recalls(run: Run, t: int) -> list[int]:
         if id(pathway.memory) not in order:
             order.append(id(pathway.memory))
     return [order.index(id(pathway.memory)) for pathway in slots]
+
+
+def selected(run: Run, t: int) -> list[tuple[list[int], int]]:
+    """Return for each slot on frame `t` the slots of its parent before, and its candidate."""
+    recalls, seen = slot_recalls(run, t), run.logs[1][t]
+    return [
+        (parents, seen.offers[recalls[parents[0]]].ious.tolist().index(iou))
+        for parents, iou in seen.facts_before["taken"]
+    ]
+
+
+def test_sam2long_selects_as_the_original() -> None:
+    expected, run = sam2long()
+    settings = json.loads(str(expected["config"]))
+    for row, t in enumerate(expected["o1_frames"]):
+        scores = [offer.object_logit for offer in run.logs[1][t].offers]
+        is_certain = max(map(abs, scores)) > settings["uncertainty"]
+        assert is_certain == expected["o1_certain"][row]
+        ious = expected["o1_cand_ious"][row]
+        got = selected(run, t)
+        assert len(got) == len(expected["o1_selected"][row])
+        for (parents, candidate), (parent, wanted) in zip(
+            got, expected["o1_selected"][row], strict=True
+        ):
+            assert candidate == wanted
+            # The number of a parent is arbitrary among those that offer the same.
+            assert any(np.array_equal(ious[ours], ious[parent]) for ours in parents)
+
+
+def test_sam2long_takes_the_path_of_the_original() -> None:
+    expected, run = sam2long()
+    slot, logits = 0, []
+    for frame, wanted_slot, parent, wanted in expected["o1_final_path"][::-1]:
+        ious = expected["o1_cand_ious"][list(expected["o1_frames"]).index(frame)]
+        parents, candidate = selected(run, frame)[slot]
+        assert candidate == wanted
+        assert slot == wanted_slot
+        assert any(np.array_equal(ious[ours], ious[parent]) for ours in parents)
+        offer = run.logs[1][frame].offers[slot_recalls(run, frame)[parents[0]]]
+        logits.append(offer.logits[candidate].numpy())
+        slot = parent if parent in parents else parents[0]
+    ours = run.logits(1)[:2] + logits[::-1]
+    assert_same_logits(ours, expected["o1_low_res_logits"])
+    assert len(ours) == len(expected["o1_low_res_logits"])
 
 
 def test_sam2long_decides_as_the_original() -> None:
