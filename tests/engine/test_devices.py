@@ -5,6 +5,8 @@
   area, box and pixels made of it are those made of the pixels.
 * A step waits for the device three times, however many objects, batches and sizes there are.
 * Boxes of masks are the edges of what is set in them.
+* All that is asked of the network in a step stays on one device, without a look at any number:
+  tried on a GPU that torch only imagines, in float32 and bfloat16.
 * float32 is float32: TF32 is off once a network has been loaded for a GPU.
 """
 
@@ -22,10 +24,16 @@ from PIL import Image
 from tests.engine import reference
 from tests.engine.test_engine import BOXES, clip, opened
 from workers import rle
-from workers.engine import outlines, tracking
-from workers.engine.adapter import forbid_tf32
+from workers.engine import adapter, outlines, pictures, positions, tracking
+from workers.engine.adapter import Sam2Network, forbid_tf32
+from workers.engine.attention import Savings
+from workers.engine.bank import Candidates, Clock, Entry
+from workers.engine.model import CheckpointInfo, build_network
 from workers.engine.pictures import normalised, resized, to_pixels
-from workers.engine.tracking import mask_boxes
+from workers.engine.policies.sam2 import Sam2Track
+from workers.engine.policies.samurai import SamuraiTrack
+from workers.engine.tracking import Engine, FramePrompt, FrameWork, mask_boxes
+from workers.trackers.samurai import OPTIONS as SAMURAI_OPTIONS
 
 
 @pytest.fixture
@@ -181,3 +189,103 @@ def test_a_step_waits_three_times_however_many_objects(
             with counted_waits() as waits:
                 made.step_many([(session, frames[t]), (other, tall[t])])
             assert waits == Waits(num_copies=2, num_searches=1, num_scalars=0)
+
+
+# -- an imagined GPU -------------------------------------------------------------------------
+
+
+def made_there(module: Any, what: Any) -> Any:
+    """Stand in for `torch.nn.Module.to`: make tensors on the GPU instead of moving them there."""
+    import torch
+
+    for part in module.modules():
+        for table in (part._parameters, part._buffers):
+            for name, held in table.items():
+                if held is not None:
+                    dtype = what if isinstance(what, torch.dtype) else held.dtype
+                    table[name] = torch.empty(held.shape, dtype=dtype, device="cuda:0")
+    return module
+
+
+def imagined_upload(values: Any, device: Any, dtype: Any = None) -> Any:
+    """Stand in for `upload`: memory cannot be locked for a device that is not there."""
+    import torch
+
+    array = np.asarray(values, dtype)
+    kind = torch.from_numpy(np.empty(0, array.dtype)).dtype
+    return torch.empty(array.shape, dtype=kind, device=device)
+
+
+@pytest.fixture
+def made_outside() -> tuple[CheckpointInfo, Any]:
+    """Return a network for pictures of 128 pixels, made before a GPU is imagined."""
+    reference.folder()
+    info = CheckpointInfo("tiny", "2.1", True)
+    return info, build_network(info, 128)
+
+
+@pytest.fixture
+def imagined_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Return a GPU whose tensors have all but numbers: asking for one would raise."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    caches = pictures._weights, pictures._levels_on, positions._waves
+    for cache in caches:
+        cache.cache_clear()
+    for module in (adapter, pictures, tracking):
+        monkeypatch.setattr(module, "upload", imagined_upload)
+    monkeypatch.setattr(torch.nn.Module, "to", made_there)
+    with FakeTensorMode(), torch.inference_mode():
+        yield torch.device("cuda", 0)
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.usefixtures("tf32_before")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("policy", [Sam2Track, SamuraiTrack])
+def test_what_is_asked_of_the_network_stays_on_its_device(
+    made_outside: Any, imagined_gpu: Any, policy: type[Sam2Track], dtype: str
+) -> None:
+    import torch
+
+    gpu, side, (info, modules) = imagined_gpu, 8, made_outside
+    network = Sam2Network(modules, info, gpu, Savings(), getattr(torch, dtype))
+    engine = Engine(network)
+    frame = torch.empty(100, 200, 3, dtype=torch.uint8, device=gpu)
+    picture = normalised(resized(frame, 16 * side))
+    one, other = engine.encode([picture, picture])
+    box = FramePrompt(np.zeros((2, 2), np.float32), np.array([2, 3], np.int32))
+    mask = FramePrompt(
+        np.zeros((0, 2), np.float32), np.zeros(0, np.int32), mask=np.ones((100, 200), np.uint8)
+    )
+    track = policy(SAMURAI_OPTIONS, Clock())
+    work = FrameWork(one, 3, {}, {}, (100, 200))
+    lives = [tracking._Live(work, seen, track, None) for seen in (one, one, other)]
+    for step in range(3):
+        entry = Entry(
+            step,
+            0.9,
+            1.0,
+            torch.empty(256, device=gpu),
+            torch.empty(side * side, 64, dtype=torch.bfloat16, device=gpu),
+        )
+        (track.recent if step else track.prompts).add(entry)
+    asked = engine._ask_tracked(lives)
+    asked += [engine._ask_prompted(lives[0], prompt) for prompt in (box, mask)]
+    assert [batch.numbers.device for batch in asked] == [gpu] * len(asked)
+    assert asked[0].numbers.shape == (3, 5 + 12 * track.needs_boxes)
+    taken = []
+    for live, row in zip(lives, range(3), strict=True):
+        scores, tokens = asked[0].scores[row], asked[0].tokens[row]
+        ious, logits = np.zeros(3, np.float32), asked[0].logits[row]
+        offer = Candidates(logits, ious, 1.0, tokens, 1.0, scores)
+        taken.append(tracking._Taken(live, offer, row))
+    shown = engine._remember(taken)
+    flags = outlines._change_flags(outlines._enlarged(torch.stack(shown), (100, 200)))
+    assert (flags.device, flags.shape) == (gpu, (3 * 100 * 200,))
+    kept = lives[0].entries[0]
+    assert kept.memory is not None
+    assert (kept.memory.device, kept.memory.dtype) == (gpu, torch.bfloat16)
+    assert (kept.pointer.device, kept.pointer.dtype) == (gpu, torch.float32)
