@@ -158,29 +158,17 @@ def official(
 ) -> Step:
     """Return a steady step of Meta's video predictor."""
     import torch
-    from PIL import Image
-    from sam2.build_sam import build_sam2_video_predictor
 
-    predictor: Any = build_sam2_video_predictor(
-        "configs/sam2.1/sam2.1_hiera_t.yaml",
-        str(checkpoint),
-        device=device,
-        hydra_overrides_extra=[
-            f"++model.image_size={image_size}",
-            "++model.fill_hole_area=0",
-        ],
-        vos_optimized=is_optimized,
-    )
+    predictor = _official_predictor(checkpoint, image_size, device, is_optimized)
 
     def arithmetic() -> contextlib.AbstractContextManager[Any]:
         kind = torch.device(device).type
         return torch.autocast(kind, torch.bfloat16) if is_bfloat16 else contextlib.nullcontext()
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(), arithmetic():
-        for i in range(FIRST_STEADY + 40):
-            Image.fromarray(frames[i % len(frames)]).save(f"{folder}/{i:05d}.jpg")
         with _quiet():
-            state = predictor.init_state(folder)
+            needed = [frames[i % len(frames)] for i in range(FIRST_STEADY + 40)]
+            state = _official_state(predictor, needed, folder)
         for object_id in range(num_objects):
             predictor.add_new_points_or_box(
                 state, 0, object_id, box=np.array(BOXES[object_id % len(BOXES)], np.float32)
@@ -200,6 +188,29 @@ def official(
             (logits > 0).cpu()
 
     return step
+
+
+def _official_predictor(
+    checkpoint: Path, image_size: int, device: str = "cpu", is_optimized: bool = False
+) -> Any:
+    from sam2.build_sam import build_sam2_video_predictor
+
+    return build_sam2_video_predictor(
+        "configs/sam2.1/sam2.1_hiera_t.yaml",
+        str(checkpoint),
+        device=device,
+        hydra_overrides_extra=[f"++model.image_size={image_size}", "++model.fill_hole_area=0"],
+        vos_optimized=is_optimized,
+    )
+
+
+def _official_state(predictor: Any, frames: Sequence[Any], folder: str) -> Any:
+    """Return the state of a video; Meta's predictor reads it from JPEG files."""
+    from PIL import Image
+
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(f"{folder}/{number:05d}.jpg", quality=100, subsampling=0)
+    return predictor.init_state(folder)
 
 
 def transformers(
@@ -374,47 +385,116 @@ def long(args: argparse.Namespace, checkpoint: Path, frames: list[Any]) -> dict[
 
 
 def agreement(args: argparse.Namespace, checkpoint: Path, frames: list[Any]) -> dict[str, Any]:
-    """Compare the masks of bfloat16 and of fast_float32 with those of float32."""
+    """Compare the masks of bfloat16 and of fast_float32 with those of float32.
+
+    Weights that were never trained answer a rounding with another mask, so the official predictor's
+    own bfloat16 stands beside; and with ``--davis`` and ``--image-weights`` trained ones are asked
+    for the first pictures of real sequences, by the boxes of their truth.
+    """
+    frames = frames[: args.num_frames]
+    settings = {
+        "float32": {},
+        "fast_float32": {"options": {"fast_float32": True}},
+        "bfloat16": {"dtype": "bfloat16"},
+    }
+    boxes = BOXES[:2]
+    runs = {
+        name: _our_masks(str(checkpoint), args.image_size, frames, boxes, **more)
+        for name, more in settings.items()
+    }
+    runs["official float32"], runs["official bfloat16"] = (
+        _official_masks(checkpoint, args.image_size, frames, boxes, is_bfloat16=is_bfloat16)
+        for is_bfloat16 in (False, True)
+    )
+    figures = {}
+    for name, of in (
+        ("fast_float32", "float32"),
+        ("bfloat16", "float32"),
+        ("official bfloat16", "official float32"),
+        ("float32", "official float32"),
+    ):
+        ious = [_iou(a, b) for a, b in zip(runs[name], runs[of], strict=True)]
+        figures[name] = statistics.mean(ious)
+        print(f"{name}: mean IoU with {of} {figures[name]:.4f}, least {min(ious):.3f}", flush=True)
+    if args.davis and args.image_weights:
+        trained: dict[str, list[float]] = {"fast_float32": [], "bfloat16": []}
+        for folder in sorted(path for path in args.davis.iterdir() if path.is_dir()):
+            picture, box = _first_picture(folder)
+            masks = {
+                name: _our_masks(str(args.image_weights), None, [picture], [box], **more)[0]
+                for name, more in settings.items()
+            }
+            for name, ious in trained.items():
+                ious.append(_iou(masks[name], masks["float32"]))
+        for name, ious in trained.items():
+            figures[f"trained {name}"] = statistics.mean(ious)
+            print(
+                f"trained weights, {len(ious)} pictures, {name}: mean IoU with float32 "
+                f"{statistics.mean(ious):.4f}, least {min(ious):.4f}"
+            )
+    return figures
+
+
+def _our_masks(
+    checkpoint: str, image_size: int | None, frames: list[Any], boxes: list[Any], **settings: Any
+) -> list[Any]:
+    """Return the masks of every frame and box; nothing where an object is occluded."""
     from workers.trackers.base import TrackingConfig
     from workers.trackers.registry import create_tracking_loader
 
-    runs: dict[str, list[Any]] = {}
-    for name, settings in (
-        ("float32", {}),
-        ("fast_float32", {"options": {"fast_float32": True}}),
-        ("bfloat16", {"dtype": "bfloat16"}),
+    config = TrackingConfig(
+        "sam2", device="cpu", checkpoint_path=checkpoint, image_size=image_size, **settings
+    )
+    loader = create_tracking_loader("sam2", config)
+    loader.load()
+    nothing = np.zeros(frames[0].shape[:2], bool)
+    found = []
+    with loader.open_session(*nothing.shape) as session:
+        for object_id, box in enumerate(boxes):
+            session.prompt(0, object_id, box_xyxy=box)
+        for frame in frames:
+            (result,) = session.step(frame)
+            masks = {mask.object_id: mask.mask > 0 for mask in result.masks}
+            found += [masks.get(object_id, nothing) for object_id in range(len(boxes))]
+    return found
+
+
+def _official_masks(
+    checkpoint: Path, image_size: int, frames: list[Any], boxes: list[Any], *, is_bfloat16: bool
+) -> list[Any]:
+    """Return the same from Meta's video predictor."""
+    import torch
+
+    predictor = _official_predictor(checkpoint, image_size)
+    found = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        torch.inference_mode(),
+        torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16),
+        _quiet(),
     ):
-        loader = create_tracking_loader(
-            "sam2",
-            TrackingConfig(
-                "sam2",
-                device="cpu",
-                checkpoint_path=str(checkpoint),
-                image_size=args.image_size,
-                **settings,
-            ),
-        )
-        loader.load()
-        with loader.open_session(*frames[0].shape[:2]) as session:
-            for object_id, box in enumerate(BOXES[:2]):
-                session.prompt(0, object_id, box_xyxy=box)
-            runs[name] = [f for frame in frames[: args.num_frames] for f in session.step(frame)]
-    figures = {}
-    for name in ("fast_float32", "bfloat16"):
-        ious = []
-        for ours_, theirs in zip(runs[name], runs["float32"], strict=True):
-            for object_id in range(2):
-                a, b = (
-                    next(
-                        (m.mask > 0 for m in f.masks if m.object_id == object_id), np.zeros(1, bool)
-                    )
-                    for f in (ours_, theirs)
-                )
-                union = (a | b).sum()
-                ious.append(float((a & b).sum() / union) if union else 1.0)
-        figures[name] = statistics.mean(ious)
-        print(f"{name}: mean IoU with float32 {figures[name]:.4f}, least {min(ious):.3f}")
-    return figures
+        state = _official_state(predictor, frames, folder)
+        for object_id, box in enumerate(boxes):
+            predictor.add_new_points_or_box(state, 0, object_id, box=np.array(box, np.float32))
+        for _, _, logits in predictor.propagate_in_video(state):
+            found += list((logits[:, 0] > 0).numpy())
+    return found
+
+
+def _first_picture(folder: Path) -> tuple[Any, list[int]]:
+    """Return the first picture of a DAVIS sequence, and the box of its truth."""
+    from PIL import Image
+
+    truth = np.asarray(Image.open(min((folder / "masks").glob("*.png"))).convert("L")) > 0
+    rows, columns = np.flatnonzero(truth.any(1)), np.flatnonzero(truth.any(0))
+    box = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+    picture = Image.open(min((folder / "frames").glob("*.jpg"))).convert("RGB")
+    return np.asarray(picture), box
+
+
+def _iou(one: Any, other: Any) -> float:
+    union = (one | other).sum()
+    return float((one & other).sum() / union) if union else 1.0
 
 
 # -- memory ----------------------------------------------------------------------------------
@@ -553,6 +633,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--image-size", type=int, default=512, help="of long and agreement")
     parser.add_argument("--num-frames", type=int, default=12, help="of agreement")
+    parser.add_argument("--davis", type=Path, help="of agreement: folder of DAVIS sequences")
+    parser.add_argument("--image-weights", type=Path, help="of agreement: trained weights")
     parser.add_argument("--lengths", type=int, nargs="+", default=[200, 2000])
     parser.add_argument("--sessions", type=int, default=8, help="of a GPU")
     parser.add_argument("--optimized", action="store_true", help="also the compiled official one")
