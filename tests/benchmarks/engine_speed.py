@@ -392,7 +392,7 @@ def agreement(args: argparse.Namespace, checkpoint: Path, frames: list[Any]) -> 
     for the first pictures of real sequences, by the boxes of their truth.
     """
     frames = frames[: args.num_frames]
-    settings = {
+    settings: dict[str, dict[str, Any]] = {
         "float32": {},
         "fast_float32": {"options": {"fast_float32": True}},
         "bfloat16": {"dtype": "bfloat16"},
