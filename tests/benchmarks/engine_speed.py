@@ -411,7 +411,6 @@ def agreement(args: argparse.Namespace, checkpoint: Path, frames: list[Any]) -> 
         ("fast_float32", "float32"),
         ("bfloat16", "float32"),
         ("official bfloat16", "official float32"),
-        ("float32", "official float32"),
     ):
         ious = [_iou(a, b) for a, b in zip(runs[name], runs[of], strict=True)]
         figures[name] = statistics.mean(ious)
