@@ -186,7 +186,8 @@ def test_every_flag_reaches_its_key(
         "--detector-confidence 0.5 --max-objects 7 --prompt-mode every_n_frames "
         "--prompt-interval 12 --threshold 0.25 --allow-unprompted --workers 3 "
         "--gpus-per-worker 0.5 --cpus-per-worker 2 --videos-per-worker 4 --stuck-after 60 "
-        "--address ray://head:10001 --spool-dir spool --budget-hours 9 --deadline 8h "
+        "--place-within 90 --address ray://head:10001 --spool-dir spool --budget-hours 9 "
+        "--deadline 8h --limit-exit-code 0 "
         "--notify http://hook/secret --notify-above 0.2 --endpoint-url http://s3:9000 --path-style "
         "--profile lab --region eu --anonymous --out-endpoint-url http://o:9000 --out-region us"
     )
@@ -257,10 +258,11 @@ def test_every_flag_reaches_its_key(
             "cpus_per_worker": 2.0,
             "videos_per_worker": 4,
             "stuck_after_s": 60.0,
+            "place_within_s": 90.0,
             "ray_address": "ray://head:10001",
             "spool_dir": str(here / "spool"),
         },
-        "limits": {"budget_hours": 9.0, "deadline": "8h"},
+        "limits": {"budget_hours": 9.0, "deadline": "8h", "exit_code": 0},
         "notify": {"above_rate": 0.2},  # the URL is a secret, which no dump of it shows
     }
     assert config.notify.url == "http://hook/secret"

@@ -184,13 +184,21 @@ def night(folder: Path, **environment: str) -> Iterator[Night]:
         "PATH": os.pathsep.join([str(folder), os.environ["PATH"]]),
         **environment,
     }
-    with subprocess.Popen([NIGHTLY, "run"], env=environment, start_new_session=True) as shell:
+    with subprocess.Popen(
+        [NIGHTLY, "run"], env=environment, start_new_session=True, preexec_fn=_heed_signals
+    ) as shell:
         try:
             wait_for(folder / "pid")
             yield Night(folder, shell, int((folder / "pid").read_text()))
         finally:
             (folder / "end").touch()
             shell.kill()
+
+
+def _heed_signals() -> None:
+    """Take signals as a scheduler's child does; what runs in the background may ignore some."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
