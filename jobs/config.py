@@ -195,6 +195,12 @@ class LimitsConfig(Section):
     """What a start ends with that a limit has stopped: 130 as for a signal, or 0 for schedulers,
     which would try again at once what shall wait for the next night."""
 
+    @field_validator("exit_code", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        # A flag is a text, which pydantic makes a number of, but not one of a few numbers.
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
+
     @field_validator("deadline")
     @classmethod
     def _is_time(cls, value: str | None) -> str | None:
