@@ -10,6 +10,10 @@ import pytest
 
 from tests import servers
 
+# Tests run in as many processes as there are cores. Threads of OpenMP that wait for each other
+# keep cores busy meanwhile: two processes of two each took twenty times as long as one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def s3_credentials() -> Iterator[None]:
