@@ -191,15 +191,16 @@ class LimitsConfig(Section):
     """Worker-hours of this start, the loading of models included."""
     deadline: str | None = None
     """A duration, a clock time, or a date with a time; see `jobs.limits.parse_deadline`."""
-    exit_code: Literal[0, 130] = 130
+    exit_code: int = 130
     """What a start ends with that a limit has stopped: 130 as for a signal, or 0 for schedulers,
     which would try again at once what shall wait for the next night."""
 
-    @field_validator("exit_code", mode="before")
+    @field_validator("exit_code")
     @classmethod
-    def _from_text(cls, value: Any) -> Any:
-        # A flag is a text, which pydantic makes a number of, but not one of a few numbers.
-        return int(value) if isinstance(value, str) and value.isdecimal() else value
+    def _is_one_of_two(cls, value: int) -> int:
+        if value not in (0, 130):
+            raise ValueError(f"--limit-exit-code (limits.exit_code) must be 0 or 130, got {value}")
+        return value
 
     @field_validator("deadline")
     @classmethod

@@ -35,7 +35,6 @@ from jobs.probe import ProbeCache
 from jobs.progress import Counts, Pace, PlanTotals, Reporter, WorkerState
 from jobs.prompts import PromptSource
 from jobs.publication import Publisher
-from jobs.recency import settled
 from jobs.records import Outcome, Quarantined, RunPlan, TaskState, VideoCommit
 from jobs.scheduler import (
     Action,
@@ -61,6 +60,7 @@ from jobs.startup import (
     stop_signals,
     weights_sha256,
     with_labels,
+    with_settled_window,
 )
 from jobs.status import LifeSign, LiveStatus
 from jobs.submitted import own_submission
@@ -256,7 +256,7 @@ def _drive(
 ) -> RunSummary:
     """Check everything, take the fence, and execute the run."""
     limits = _limits(config)
-    config = _with_settled_window(config)
+    config = with_settled_window(config)
     store = out or open_store(config.out.uri, config.out.store.options())
     settings = config.mask_settings(
         tracker_sha256=weights_sha256(config, config.tracker.checkpoint),
@@ -1028,13 +1028,6 @@ class _Run:
             for key, entry in self.log.state.quarantined.items()
             if key in ours
         )
-
-
-def _with_settled_window(config: RunConfig) -> RunConfig:
-    """Return the configuration with times for ages: it is stored, and read again days later."""
-    since, until = settled(config.corpus.since, config.corpus.until, datetime.now(UTC))
-    corpus = config.corpus.model_copy(update={"since": since, "until": until})
-    return config.model_copy(update={"corpus": corpus})
 
 
 def _limits(config: RunConfig) -> Limits:

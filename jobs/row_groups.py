@@ -20,7 +20,7 @@ def batches(
     """Yield the rows of a file, one row group at a time.
 
     Arrow's own iterator keeps what it has read of all the groups that it is asked for until the
-    last one: a file of 434 MB took 460 MiB that way, and takes 78 like this.
+    last one, so that a large file was held as a whole in the end.
 
     Parameters
     ----------

@@ -14,11 +14,13 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from types import FrameType
 
 from jobs.commit_log import read_state, told_of_output
 from jobs.config import LimitsConfig, NotifyConfig, OutConfig, PoolConfig, RunConfig
 from jobs.flags import command_words
+from jobs.recency import settled
 from jobs.status import STATUS_KEY
 from workers.errors import StoreError
 from workers.storage import Store, probe_store
@@ -142,6 +144,17 @@ def with_labels(known: Mapping[int, str], labels: Sequence[str]) -> dict[int, st
         if label not in categories.values():
             categories[max(categories, default=0) + 1] = label
     return categories
+
+
+def with_settled_window(config: RunConfig) -> RunConfig:
+    """Return a configuration with times for the ages of ``--since`` and ``--until``.
+
+    An age counts from now, and the configuration is stored and read again days later, or waits in
+    the queue of a cluster.
+    """
+    since, until = settled(config.corpus.since, config.corpus.until, datetime.now(UTC))
+    corpus = config.corpus.model_copy(update={"since": since, "until": until})
+    return config.model_copy(update={"corpus": corpus})
 
 
 def weights_sha256(config: RunConfig, checkpoint: str | None) -> str:

@@ -14,17 +14,15 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.commit_log import read_state
 from jobs.flags import command_words
 from jobs.ray_jobs import JobReport, JobServer, JobState
-from jobs.recency import settled
 from jobs.records import Job, Outcome
 from jobs.shipping import build_wheel, installed_version
-from jobs.startup import refuse_live
+from jobs.startup import refuse_live, with_settled_window
 from jobs.submitted import (
     GRACE_VARIABLE,
     METADATA_CPUS,
@@ -356,10 +354,8 @@ def _run_words(config: RunConfig, store: Store) -> list[str]:
     # On the cluster Ray itself says which it is.
     pool = config.pool.model_copy(update={"ray_address": None})
     out = config.out.model_copy(update={"uri": store.uri})
-    # A job may wait long for its start, and an age counts from now.
-    since, until = settled(config.corpus.since, config.corpus.until, datetime.now(UTC))
-    corpus = config.corpus.model_copy(update={"since": since, "until": until})
-    words = command_words(config.model_copy(update={"pool": pool, "out": out, "corpus": corpus}))
+    settled = with_settled_window(config)
+    words = command_words(settled.model_copy(update={"pool": pool, "out": out}))
     for word in words:
         if (shown := redact(word)) != word:
             raise ConfigError(

@@ -106,8 +106,7 @@ def make_dataset(folder: Path, num_videos: int, masks: list[Any]) -> None:
     for first in range(0, num_videos, COMMIT_VIDEOS):
         keys = range(first, min(first + COMMIT_VIDEOS, num_videos))
         log.commit([_commit(store, log.epoch, key, masks) for key in keys])
-    Publisher(log).publish()
-    log.close(Outcome.FINISHED)
+    Publisher(log).finish(Outcome.FINISHED, exit_code=0)
 
 
 def _commit(store: Any, epoch: int, key: int, masks: list[Any]) -> Any:
