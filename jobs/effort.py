@@ -1,6 +1,6 @@
 """How fast a worker will probably be: from the arithmetic of a network, never a measurement.
 
-A frame costs a SAM 2 network what its image encoder takes, whatever is tracked, and then as much
+A frame costs a SAM network what its image encoder takes, whatever is tracked, and then as much
 again for every object. Both are counted operations (multiply and add are two) of the published
 networks at 1024 pixels in the steady state; savings of the engine are not subtracted. How many of
 them a device gets through in a second is assumed, and said with every estimate.
@@ -26,6 +26,11 @@ HEADS_GFLOP = 15.2
 """Of mask decoder and memory encoder, per object; all that a prompted frame costs."""
 FULL_IMAGE_SIZE = 1024
 """Side of the picture that the counts are of."""
+SAM3_ENCODER_GFLOP = 5613.0
+"""Of the image encoder of SAM 3 at 1008 pixels."""
+SAM3_IMAGE_SIZE = 1008
+SAM3_PIXELS = 16 / 14
+"""A picture of SAM 3 has the cells of one of SAM 2 whose side is so many times as long."""
 
 GPU_TFLOPS = 80.0
 """A second on a GPU: what Meta's compiled predictor reaches on an A100, after its own figures."""
@@ -38,7 +43,8 @@ OTHER_FPS = 20.0
 DETECTION_S = 0.05
 """Of a core, for each frame that a detector is asked about."""
 
-_SAM2_FAMILIES = ("sam2", "samurai", "sam2long", "sam2-rt", "sam2video")
+_SAM3 = "sam3-tracker"
+_SAM_FAMILIES = ("sam2", "samurai", "sam2long", "sam2-rt", "sam2video", _SAM3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +81,12 @@ def encoder_gflop(size: str, image_size: int = FULL_IMAGE_SIZE) -> float:
     return ENCODER_GFLOP[size] * _pixel_share(image_size)
 
 
-def object_gflop(image_size: int = FULL_IMAGE_SIZE, *, prompted: bool = False) -> float:
+def object_gflop(image_size: float = FULL_IMAGE_SIZE, *, prompted: bool = False) -> float:
     """Return the operations of one object on one frame, in GFLOP.
 
     Parameters
     ----------
-    image_size : int
+    image_size : float
         Side of the model's square picture in pixels.
     prompted : bool
         A frame on which the object is prompted attends to no memory.
@@ -114,15 +120,21 @@ def estimate(config: RunConfig, num_objects: float | None = None) -> Effort:
         Frames per second, and what was assumed.
     """
     name, _, size = tracker_info(config.tracker.name).name.partition(":")
-    if name not in _SAM2_FAMILIES:
+    if name not in _SAM_FAMILIES:
         fps = next((n for family, n in NOMINAL_FPS.items() if name.startswith(family)), OTHER_FPS)
         seconds = 1 / fps + _detection_s(config)
         return Effort(1 / seconds, f"{name}: {fps:g} frames/s of one core")
-    size = size or _size_of_checkpoint(config.tracker.checkpoint)
-    image_size = config.tracker.image_size or FULL_IMAGE_SIZE
     objects = 1.0 if num_objects is None else num_objects
-    picture = encoder_gflop(size, image_size)
-    of_object = object_gflop(image_size, prompted=config.prompts.mode is PromptMode.EVERY_FRAME)
+    prompted = config.prompts.mode is PromptMode.EVERY_FRAME
+    if name == _SAM3:
+        model, image_size = name, config.tracker.image_size or SAM3_IMAGE_SIZE
+        picture = SAM3_ENCODER_GFLOP * (image_size / SAM3_IMAGE_SIZE) ** 2
+        of_object = object_gflop(image_size * SAM3_PIXELS, prompted=prompted)
+    else:
+        size = size or _size_of_checkpoint(config.tracker.checkpoint)
+        model, image_size = f"{name} {size}", config.tracker.image_size or FULL_IMAGE_SIZE
+        picture = encoder_gflop(size, image_size)
+        of_object = object_gflop(image_size, prompted=prompted)
     on_gpu = runs_on_gpu(config)
     pool = config.pool
     if on_gpu:
@@ -140,7 +152,7 @@ def estimate(config: RunConfig, num_objects: float | None = None) -> Effort:
     if num_objects is None:
         told += " (--objects)"
     basis = (
-        f"{name} {size} at {image_size} pixels, {told}: {picture:.0f} GFLOP a frame and "
+        f"{model} at {image_size} pixels, {told}: {picture:.0f} GFLOP a frame and "
         f"{of_object:.0f} an object, {tflops:g} TFLOP/s of {device}"
     )
     if name == "sam2long":
@@ -182,5 +194,5 @@ def _size_of_checkpoint(checkpoint: str | None) -> str:
     return next((size for size in ENCODER_GFLOP if size in plain), "tiny")
 
 
-def _pixel_share(image_size: int) -> float:
+def _pixel_share(image_size: float) -> float:
     return (image_size / FULL_IMAGE_SIZE) ** 2

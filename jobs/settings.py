@@ -43,6 +43,7 @@ FLAG_OF_KEY = {
 EXTRA_OF_FAMILY = {
     "yolo": ("yolo", ("ultralytics", "torch")),
     "sam2video": ("transformers", ("transformers", "torch")),
+    "sam3": ("transformers", ("transformers", "torch")),
     "sam": ("sam2", ("sam2", "torch")),
 }
 """How the names of some models begin, the extra they need, and packages it brings."""

@@ -22,6 +22,7 @@ CHECKPOINT_FILES = {
 }
 """The checkpoint in Meta's layout that an id offers."""
 
+_SAM3 = "facebook/sam3"
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _FILE_SUFFIXES = (".pt", ".pth", ".safetensors", ".onnx", ".bin", ".ckpt")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -145,7 +146,8 @@ def _answer(error: Exception) -> str:
 
 
 def _elsewhere(hub_id: str, file_name: str, reason: str) -> str:
-    what = hub_id if file_name in CHECKPOINT_FILES.values() else f"{hub_id} --for sam2video"
+    has_one_layout = file_name in CHECKPOINT_FILES.values() or hub_id.startswith(_SAM3)
+    what = hub_id if has_one_layout else f"{hub_id} --for sam2video"
     return (
         f"the weights {hub_id} cannot be had, since {reason}: where the hub can be reached, run "
         f"maskmill models pull {what} --to URI, then give what it prints as --checkpoint"

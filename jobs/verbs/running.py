@@ -35,6 +35,11 @@ AGPL_NOTICE = (
     "obliges you to its terms, unless you hold a licence of Ultralytics"
 )
 """Printed once wherever a YOLO model is chosen."""
+SAM3_NOTICE = (
+    "notice: the weights of SAM 3 are under Meta's SAM License, which restricts what they may be "
+    "used for; read it where you got them"
+)
+"""Printed once wherever SAM 3 is chosen."""
 
 PANEL = "Make a dataset"
 
@@ -202,10 +207,14 @@ def run_and_report(config: RunConfig, command: str, **options: Any) -> int:
 
 def notice_licence(config: RunConfig) -> None:
     """Say under which licence the chosen models stand, where it obliges the user."""
+    from workers.trackers.registry import tracker_info
+
     detector = config.prompts.detector
     names = [config.tracker.name, detector.name if detector else ""]
     if any(name.lower().startswith("yolo") for name in names):
         print(AGPL_NOTICE, file=sys.stderr)
+    if tracker_info(config.tracker.name).licence == "LicenseRef-SAM":
+        print(SAM3_NOTICE, file=sys.stderr)
 
 
 def _typed_command() -> str:

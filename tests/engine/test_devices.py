@@ -230,7 +230,7 @@ def imagined_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    caches = pictures._weights, pictures._levels_on, positions._waves
+    caches = pictures._weights, pictures._table_on, positions._waves
     for cache in caches:
         cache.cache_clear()
     for module in (adapter, pictures, tracking):

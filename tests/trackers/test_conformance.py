@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.engine import reference as sam2_reference
-from tests.engine import transformers_layout
+from tests.engine import sam3_weights, transformers_layout
 from workers.trackers import base
 from workers.trackers.base import (
     TrackingConfig,
@@ -133,6 +133,8 @@ class Case:
         Share of pixels by which `step_many` may differ from one by one.
     many_frames : int
         So many that memory would have grown.
+    small_image_size : int
+        Side of the network's picture where nothing depends on it.
     """
 
     name: str
@@ -144,6 +146,7 @@ class Case:
     extra: Mapping[str, Any] = field(default_factory=dict)
     batch_tolerance: float = 0.0
     many_frames: int = 500
+    small_image_size: int = 64
 
     def config(self, **changes: Any) -> TrackingConfig:
         path = self.checkpoint() if callable(self.checkpoint) else self.checkpoint
@@ -193,6 +196,17 @@ CASES = {
                 ("sam2-rt", {}, "sam2", sam2_reference.seeing_checkpoint),
                 ("sam2video", {}, "transformers", seeing_transformers_checkpoint),
             )
+        ),
+        Case(
+            "sam3-tracker",
+            drawn_clip,
+            {"fill_hole_area": 4},
+            checkpoint=sam3_weights.alone,
+            package="transformers",
+            is_trained=False,
+            many_frames=60,
+            extra={"image_size": sam3_weights.IMAGE_SIZE},
+            small_image_size=56,
         ),
     )
 }
@@ -781,7 +795,7 @@ def test_memory_does_not_grow_with_the_number_of_frames(case: Case) -> None:
     picture = random.integers(0, 255, (height, 2 * width, 3), np.uint8)
     mask = np.zeros((height, width), np.uint8)
     mask[10:30, 12:40] = 1
-    small = case.loader(image_size=64)
+    small = case.loader(image_size=case.small_image_size)
     small.load()
     sizes: dict[int, tuple[int, int]] = {}
     tracemalloc.start()

@@ -15,7 +15,7 @@ from workers.engine import products
 from workers.engine.attention import MemoryAttention, Savings
 from workers.engine.bank import Entry, Recall
 from workers.engine.devices import upload
-from workers.engine.model import HIDDEN_DIM, MEMORY_DIM, STRIDE, CheckpointInfo
+from workers.engine.model import HIDDEN_DIM, MEMORY_DIM, CheckpointInfo
 from workers.engine.positions import distance_code
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ ABSENT_LOGIT = -1024.0
 """Mask logit of an object that is not there."""
 _TOKENS_PER_POINTER = HIDDEN_DIM // MEMORY_DIM
 _MASK_SCALE, _MASK_BIAS = 20.0, -10.0
+_MASK_STRIDE = 16
+"""Pixels of a mask per cell of its memory, in each direction; of a picture there may be fewer."""
 _ASSUMED_PRESENT = 10.0
 """Object score of a checkpoint without the head that predicts it."""
 
@@ -110,7 +112,7 @@ class Sam2Network:
         self.device = device
         self.dtype = dtype or torch.float32
         self.image_size: int = modules.image_size
-        self.side = self.image_size // STRIDE
+        self.side = self.image_size // modules.backbone_stride
         self.savings = savings
         if device.type == "cuda":
             forbid_tf32()
@@ -275,6 +277,7 @@ class Sam2Network:
         # The library rounds one channel differently from three, and rounding to bfloat16 makes it
         # visible: the originals enlarge three candidates and take one, except on prompted frames.
         masks = self.enlarge(logits[:, None].expand(-1, num_enlarged, -1, -1))[:, :1]
+        masks = _resized(masks, _MASK_STRIDE * self.side)
         probabilities = (masks > 0).float() if binary else torch.sigmoid(masks)
         # In this memory layout the convolutions round as they do for the originals; in the other
         # one many values would fall on the other side when they are rounded to bfloat16.
@@ -359,14 +362,8 @@ class Sam2Network:
             One candidate each, of IoU 1; the object score says whether the mask is empty.
         """
         import torch
-        import torch.nn.functional as F  # noqa: N812
 
-        logits = F.interpolate(
-            masks * _MASK_SCALE + _MASK_BIAS,
-            size=(4 * self.side, 4 * self.side),
-            mode="bilinear",
-            antialias=True,
-        )
+        logits = _resized(masks * _MASK_SCALE + _MASK_BIAS, 4 * self.side)
         present = masks.flatten(1).any(1)
         object_logits = present.float() * _MASK_SCALE + _MASK_BIAS
         tokens = features.vision.new_zeros(len(masks), 1, HIDDEN_DIM)
@@ -375,7 +372,7 @@ class Sam2Network:
             heads = self.decode(
                 features.vision.expand(len(masks), -1, -1, -1),
                 [features],
-                mask=self._modules.mask_downsample(masks),
+                mask=_resized(self._modules.mask_downsample(masks), 4 * self.side),
                 multimask=False,
             )
             tokens = heads.tokens
@@ -447,6 +444,15 @@ def _memory_of(entry: Entry) -> torch.Tensor:
 def _no_code(x: torch.Tensor) -> torch.Tensor:
     """Stand in for a position code that nobody looks at."""
     return x.new_empty(0)
+
+
+def _resized(masks: torch.Tensor, side: int) -> torch.Tensor:
+    """Return masks of shape (B, M, side, side)."""
+    import torch.nn.functional as F  # noqa: N812
+
+    if masks.shape[-2:] == (side, side):
+        return masks
+    return F.interpolate(masks, size=(side, side), mode="bilinear", antialias=True)
 
 
 def _rows(of_each: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -8,7 +8,7 @@ Ravi et al., "SAM 2: Segment Anything in Images and Videos", 2024.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,13 +103,17 @@ class CheckpointInfo:
     has_memory: bool
 
 
-def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
+def read_checkpoint(
+    path: str | Path, *, skip: Callable[[str], bool] = lambda name: False
+) -> dict[str, torch.Tensor]:
     """Read the tensors of a checkpoint; nothing in the file is executed.
 
     Parameters
     ----------
     path : str or Path
         ``.safetensors``, or a PyTorch file with a state dictionary, bare or under ``model``.
+    skip : callable, optional
+        Tells by their names which tensors are not wanted; of ``.safetensors`` they are not read.
 
     Returns
     -------
@@ -128,11 +132,12 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
         raise RuntimeError(f"the checkpoint {path} does not exist: give the path of a file")
     try:
         if path.suffix == ".safetensors":
-            from safetensors import SafetensorError
-            from safetensors.torch import load_file
+            from safetensors import SafetensorError, safe_open
 
             try:
-                return dict(load_file(path))
+                with safe_open(path, framework="pt") as file:
+                    wanted = [name for name in file.keys() if not skip(name)]  # noqa: SIM118
+                    return {name: file.get_tensor(name) for name in wanted}
             except SafetensorError as error:
                 raise RuntimeError(
                     f"the checkpoint {path} is truncated or no safetensors file ({error}): fetch "
@@ -153,7 +158,7 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     state = loaded.get("model", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise RuntimeError(f"the checkpoint {path} holds no state dictionary of SAM 2")
-    return state
+    return {name: tensor for name, tensor in state.items() if not skip(name)}
 
 
 def identify_checkpoint(state: Mapping[str, torch.Tensor], name: str) -> CheckpointInfo:

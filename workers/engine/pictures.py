@@ -8,7 +8,7 @@ where it costs next to nothing; on a CPU PIL itself is the fastest.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,18 +23,31 @@ Resize = Literal["bicubic", "bilinear", "smooth"]
 bytes, as Gy920/segment-anything-2-real-time. ``smooth``: bilinear, antialiased, on floating-point
 numbers, as the image predictor of ``sam2``."""
 
+
+class Levels(NamedTuple):
+    """Mean and deviation of the channels, of 0..1, that a network's pictures are normalised by."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+IMAGENET = Levels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+SYMMETRIC = Levels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
 _WEIGHT_BITS = 22
 """Of PIL's resizing weights, behind the point."""
 _SHARPNESS = -0.5
 """The free number of the cubic convolution (Keys, 1981), as PIL has it."""
 _MAX_TABLES = 64
 """Sizes of frames whose resizing weights are kept."""
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
 
 
 def to_pixels(
-    frame: NDArray[np.uint8], image_size: int, resize: Resize, device: torch.device | None = None
+    frame: NDArray[np.uint8],
+    image_size: int,
+    resize: Resize,
+    device: torch.device | None = None,
+    levels: Levels = IMAGENET,
 ) -> torch.Tensor:
     """Return a frame as the network's input.
 
@@ -49,17 +62,19 @@ def to_pixels(
     device : torch.device, optional
         Where it is wanted; the CPU when left out. ``bicubic`` is computed there, and the frame
         goes there as bytes.
+    levels : Levels
+        What the network's pictures are normalised by.
 
     Returns
     -------
     Tensor of float32, shape (1, 3, image_size, image_size)
-        Normalised by mean and deviation of ImageNet.
+        Normalised.
     """
     if device is None or device.type == "cpu":
-        return _on_host(frame, image_size, resize)
+        return _on_host(frame, image_size, resize, levels)
     if resize == "bicubic":
-        return normalised(resized(upload(frame, device), image_size))
-    return upload(_on_host(frame, image_size, resize).numpy(), device)
+        return normalised(resized(upload(frame, device), image_size), levels)
+    return upload(_on_host(frame, image_size, resize, levels).numpy(), device)
 
 
 def resized(frame: torch.Tensor, image_size: int) -> torch.Tensor:
@@ -87,12 +102,12 @@ def resized(frame: torch.Tensor, image_size: int) -> torch.Tensor:
     return planes
 
 
-def normalised(planes: torch.Tensor) -> torch.Tensor:
-    """Return levels of 0-255, shape (3, H, W), as the network's input, shape (1, 3, H, W)."""
+def normalised(planes: torch.Tensor, levels: Levels = IMAGENET) -> torch.Tensor:
+    """Return planes of 0-255, shape (3, H, W), as the network's input, shape (1, 3, H, W)."""
     import torch
 
-    table = _levels_on(planes.device)
-    looked_up = [levels[plane] for levels, plane in zip(table, planes, strict=True)]
+    table = _table_on(planes.device, levels)
+    looked_up = [of_channel[plane] for of_channel, plane in zip(table, planes, strict=True)]
     return torch.stack(looked_up)[None]
 
 
@@ -154,7 +169,9 @@ def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return values
 
 
-def _on_host(frame: NDArray[np.uint8], image_size: int, resize: Resize) -> torch.Tensor:
+def _on_host(
+    frame: NDArray[np.uint8], image_size: int, resize: Resize, levels: Levels
+) -> torch.Tensor:
     import torch
     import torch.nn.functional as F  # noqa: N812
 
@@ -162,7 +179,7 @@ def _on_host(frame: NDArray[np.uint8], image_size: int, resize: Resize) -> torch
     if resize == "smooth":
         given = torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1))[None]).float() / 255
         small = F.interpolate(given, size=size, mode="bilinear", antialias=True)
-        mean, std = (torch.tensor(values)[:, None, None] for values in (_MEAN, _STD))
+        mean, std = (torch.tensor(values)[:, None, None] for values in levels)
         return (small - mean) / std
     if resize == "bicubic":
         from PIL import Image
@@ -177,19 +194,19 @@ def _on_host(frame: NDArray[np.uint8], image_size: int, resize: Resize) -> torch
         import cv2
 
         small = np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR))
-    table = _levels()
+    table = _table(levels)
     planes = [table[c][small[..., c]] for c in range(3)]
     return torch.from_numpy(np.stack(planes)[None])
 
 
 @functools.cache
-def _levels_on(device: torch.device) -> torch.Tensor:
-    """Return the table of `_levels` on a device, shape (3, 256)."""
-    return upload(np.stack(_levels()), device)
+def _table_on(device: torch.device, levels: Levels) -> torch.Tensor:
+    """Return the table of `_table` on a device, shape (3, 256)."""
+    return upload(np.stack(_table(levels)), device)
 
 
 @functools.cache
-def _levels() -> list[NDArray[np.float32]]:
+def _table(levels: Levels) -> list[NDArray[np.float32]]:
     """Return the value of each of the 256 levels, per channel.
 
     The division by 255 is in float64 and the rest in float32, which is what the originals' mixture
@@ -197,5 +214,5 @@ def _levels() -> list[NDArray[np.float32]]:
     """
     scaled = (np.arange(256) / 255.0).astype(np.float32)
     return [
-        (scaled - np.float32(mean)) / np.float32(std) for mean, std in zip(_MEAN, _STD, strict=True)
+        (scaled - np.float32(mean)) / np.float32(std) for mean, std in zip(*levels, strict=True)
     ]

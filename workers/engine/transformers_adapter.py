@@ -63,7 +63,7 @@ _SHARED = (
     "shared_image_embedding.positional_embedding",
     "prompt_encoder.shared_embedding.positional_embedding",
 )
-"""One matrix under two names; files may hold it once."""
+"""One matrix under two names."""
 _NAMES = {
     "mask_downsample": "mask_downsample",
     "maskmem_tpos_enc": "memory_temporal_positional_encoding",
@@ -111,11 +111,8 @@ def load_transformers_network(
     state = read_checkpoint(path)
     info = identify_transformers_checkpoint(state, str(path))
     check_size(info, size, path)
-    for name, other in (_SHARED, _SHARED[::-1]):
-        if other in state:
-            state.setdefault(name, state[other])
     model = _build(info, image_size)
-    fill_network(model, state, info, path, _TRACKING_PARTS)
+    fill_network(model, with_shared(state), info, path, _TRACKING_PARTS)
     return Sam2VideoModules(model), info
 
 
@@ -160,6 +157,52 @@ def identify_transformers_checkpoint(
     )
 
 
+def read_settings(path: Path) -> dict[str, Any] | None:
+    """Return what a ``config.json`` says; None where there is none.
+
+    Raises
+    ------
+    RuntimeError
+        It cannot be read.
+    """
+    if not path.is_file():
+        return None
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RuntimeError(
+            f"{path} is no configuration of transformers ({error}): fetch it again"
+        ) from error
+    if not isinstance(given, dict):
+        raise RuntimeError(f"{path} is no configuration of transformers: fetch it again")
+    return given
+
+
+def check_settings(settings: Mapping[str, Any], path: Path) -> None:
+    """Refuse settings that are not the engine's.
+
+    Raises
+    ------
+    RuntimeError
+        There are such.
+    """
+    for key, value in _FIXED.items():
+        if settings.get(key, value) != value:
+            raise RuntimeError(
+                f"{path} sets {key} to {settings[key]}, but the engine knows {value} only: give a "
+                f"checkpoint with the settings of facebook/sam2.1-hiera-tiny"
+            )
+
+
+def with_shared(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors with the one that has two names under both; files may hold it once."""
+    filled = dict(state)
+    for name, other in (_SHARED, _SHARED[::-1]):
+        if other in state:
+            filled.setdefault(name, state[other])
+    return filled
+
+
 def _check_configuration(path: Path) -> None:
     """Refuse the configuration of another network, or one with settings that are not the engine's.
 
@@ -168,27 +211,17 @@ def _check_configuration(path: Path) -> None:
     RuntimeError
         It is such, or cannot be read.
     """
-    if not path.is_file():
+    settings = read_settings(path)
+    if settings is None:
         return
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-        kind = str(given.get("model_type", "sam2_video"))
-    except (OSError, ValueError, AttributeError) as error:
-        raise RuntimeError(
-            f"{path} is no configuration of transformers ({error}): fetch it again"
-        ) from error
+    kind = str(settings.get("model_type", "sam2_video"))
     if kind not in ("sam2_video", "sam2"):
         family = next((f for start, f in _FAMILIES.items() if kind.startswith(start)), kind)
         raise RuntimeError(
             f"{path.parent} holds a checkpoint of {family} ({kind}), whose memory works otherwise: "
             f"sam2video takes checkpoints of sam2_video, such as facebook/sam2.1-hiera-tiny"
         )
-    for key, value in _FIXED.items():
-        if given.get(key, value) != value:
-            raise RuntimeError(
-                f"{path} sets {key} to {given[key]}, but the engine knows {value} only: give a "
-                f"checkpoint with the settings of facebook/sam2.1-hiera-tiny"
-            )
+    check_settings(settings, path)
 
 
 def _build(info: CheckpointInfo, image_size: int) -> Any:
@@ -243,12 +276,15 @@ class Sam2VideoModules:
     Parameters
     ----------
     model : transformers.Sam2VideoModel
-        The loaded model; some of its layers get a second name.
+        The loaded model, or one made of the same parts; some of its layers get a second name.
+    stride : int
+        Pixels of the model's picture per cell of its features, in each direction.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, stride: int = STRIDE) -> None:
         self._model = model
         self.image_size: int = model.image_size
+        self.backbone_stride = stride
         self.image_encoder = _ImageEncoder(model.vision_encoder)
         self.memory_attention = model.memory_attention
         self.memory_encoder = _MemoryEncoder(model.memory_encoder)
@@ -260,7 +296,7 @@ class Sam2VideoModules:
             layer.norm3 = layer.layer_norm3
             for attention in (layer.self_attn, layer.cross_attn_image):
                 attention.out_proj = attention.o_proj
-        for block in model.vision_encoder.backbone.blocks:
+        for block in getattr(model.vision_encoder.backbone, "blocks", ()):
             block.attn.num_heads = block.attn.num_attention_heads
             block.attn.q_pool = block.attn.query_stride
 
@@ -296,7 +332,12 @@ class _ImageEncoder:
         self.neck = _SinePosition(encoder.neck.position_encoding)
 
     def to(self, dtype: torch.dtype) -> None:
+        # What is no parameter are frequencies, and fewer bits would make others of them.
+        kept = [(part, dict(part.named_buffers(recurse=False))) for part in self._encoder.modules()]
         self._encoder.to(dtype)
+        for part, buffers in kept:
+            for name, buffer in buffers.items():
+                setattr(part, name, buffer)
 
     def __call__(self, pixels: torch.Tensor) -> dict[str, Any]:
         return {"backbone_fpn": self._encoder(pixels, return_dict=True).fpn_hidden_states}

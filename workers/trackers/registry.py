@@ -51,15 +51,17 @@ _YOLO_NAME = re.compile(r"yolo(?P<family>v8|11|26)(?P<size>[nsmlx]?)seg")
 
 _SAM2_SIZES = ("tiny", "small", "base-plus", "large")
 _SAM2_HUB_ID = "facebook/sam2.1-hiera-tiny"
+_SAM3_HUB_ID = "facebook/sam3"
 
 _MODEL_IDS = {
     "facebook/sam2.1-hiera-": ("sam2", "sam2.1_hiera_tiny.pt", _SAM2_HUB_ID),
     "facebook/sam2-hiera-": ("sam2", "sam2_hiera_tiny.pt", "facebook/sam2-hiera-tiny"),
     "Gy920/sam2-1-hiera-": ("sam2-rt", "sam2.1_hiera_tiny.pt", _SAM2_HUB_ID),
     "sam2video/": ("sam2video", "model.safetensors", _SAM2_HUB_ID),
+    _SAM3_HUB_ID: ("sam3-tracker", "model.safetensors", _SAM3_HUB_ID),
 }
-"""How ids of models begin that are known elsewhere; a size follows. For each the tracker, its
-weights, and where they are on the hub (of Gy920's ids the weights are Meta's)."""
+"""How ids of models begin that are known elsewhere; a size follows where there are sizes. For each
+the tracker, its weights, and where they are on the hub (of Gy920's ids the weights are Meta's)."""
 
 _LOADERS: dict[str, tuple[str, str]] = {
     "flow": ("workers.trackers.flow", "FlowLoader"),
@@ -71,6 +73,7 @@ _LOADERS: dict[str, tuple[str, str]] = {
     "sam2long": ("workers.trackers.sam2long", "SAM2LongLoader"),
     "sam2-rt": ("workers.trackers.sam2_rt", "SAM2RealtimeLoader"),
     "sam2video": ("workers.trackers.sam2video", "SAM2VideoLoader"),
+    "sam3-tracker": ("workers.trackers.sam3_tracker", "SAM3TrackerLoader"),
     "fake": ("workers.trackers.fake", "FakeLoader"),
 }
 
@@ -152,6 +155,14 @@ TRACKERS: tuple[TrackerInfo, ...] = (
         hub_id=_SAM2_HUB_ID,
     ),
     TrackerInfo(
+        name="sam3-tracker",
+        description="The tracker inside SAM 3, prompted as SAM 2.1 is (not by words), on the "
+        "modules of transformers.",
+        weights="model.safetensors",
+        licence="LicenseRef-SAM",
+        hub_id=_SAM3_HUB_ID,
+    ),
+    TrackerInfo(
         name="fake",
         description="Moves each prompted shape evenly, without looking at the pictures: for tests "
         "of a cluster or a store.",
@@ -169,8 +180,9 @@ def tracker_info(name: str) -> TrackerInfo:
     ----------
     name : str
         Registered name or alias, with an optional ``:SIZE``; case, ``_`` and ``-`` do not matter.
-        Or the id of a model, such as ``facebook/sam2.1-hiera-tiny``, ``Gy920/sam2-1-hiera-tiny``
-        or ``sam2video/small``; with ``@REVISION``, that revision of the weights on the hub.
+        Or the id of a model, such as ``facebook/sam2.1-hiera-tiny``, ``Gy920/sam2-1-hiera-tiny``,
+        ``sam2video/small`` or ``facebook/sam3``; with ``@REVISION``, that revision of the weights
+        on the hub.
 
     Returns
     -------
@@ -250,10 +262,16 @@ def _resolve_model_id(name: str) -> tuple[TrackerInfo, str]:
             continue
         size = model_id[len(start) :].lower()
         info = replace(_registered(registered), weights=weights, hub_id=hub_id)
-        _check_size(name, size, info)
-        info = _of_size(info, size)
+        if size and not info.sizes:
+            continue
+        if info.sizes:
+            _check_size(name, size, info)
+            info = _of_size(info, size)
         return replace(info, hub_id=f"{info.hub_id}{at}{revision}"), registered
-    known = ", ".join(f"{start}SIZE" for start in _MODEL_IDS)
+    known = ", ".join(
+        f"{start}SIZE" if _registered(tracker).sizes else start
+        for start, (tracker, _, _) in _MODEL_IDS.items()
+    )
     raise ValueError(
         f"there is no tracker {name!r}: the known ids of models are {known}; for other weights "
         f"name a tracker, and give their id as --checkpoint"

@@ -29,7 +29,7 @@ from workers.engine.model import (
     CheckpointInfo,
     load_network,
 )
-from workers.engine.pictures import Resize, to_pixels
+from workers.engine.pictures import IMAGENET, Levels, Resize, to_pixels
 from workers.engine.policies.base import Decided, Track
 from workers.engine.policies.frames import FrameTrack
 from workers.engine.policies.sam2 import Sam2Track
@@ -139,6 +139,8 @@ class EngineSession(TrackingSession):
         How time is told.
     resize : str
         How frames become the network's picture.
+    levels : Levels
+        What that picture is normalised by.
     fingerprint : str
         Digest of weights and settings.
     """
@@ -155,6 +157,7 @@ class EngineSession(TrackingSession):
         make_track: TrackFactory,
         clock: Clock,
         resize: Resize,
+        levels: Levels,
         fingerprint: str,
     ) -> None:
         super().__init__(height, width, num_frames=num_frames)
@@ -162,6 +165,7 @@ class EngineSession(TrackingSession):
         self._make_track = make_track
         self._clock = clock
         self._resize: Resize = resize
+        self._levels = levels
         self._digest = fingerprint
         self._spool = Spool()
         self._undecided: deque[_OpenFrame] = deque()
@@ -227,7 +231,7 @@ class EngineSession(TrackingSession):
 
     def _pixels(self, frame: UInt8Array) -> torch.Tensor:
         network = self._engine.network
-        return to_pixels(frame, network.image_size, self._resize, network.device)
+        return to_pixels(frame, network.image_size, self._resize, network.device, self._levels)
 
     def _taken_from_ahead(self, frame: UInt8Array) -> Features | None:
         """Return what is known of a frame, and forget it and whatever should have come before."""
@@ -425,6 +429,12 @@ class EngineLoader(TrackingModelLoader):
     """Registered name, without a size."""
     allowed: ClassVar[Mapping[str, Any]]
     """Options and their defaults."""
+    full_image_size: ClassVar[int] = MODEL_IMAGE_SIZE
+    """Side of the picture that the official checkpoints were trained with."""
+    image_size_step: ClassVar[int] = IMAGE_SIZE_STEP
+    """Sides of the picture are multiples of this."""
+    levels: ClassVar[Levels] = IMAGENET
+    """What pictures are normalised by."""
     _bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}
     _dtype = ""
 
@@ -451,11 +461,11 @@ class EngineLoader(TrackingModelLoader):
                 f"option max_cond_frames_in_attn of tracker {self.family} must be -1 for all, or "
                 f"at least 1, got {limit}"
             )
-        size = config.image_size
-        if size is not None and (size < 2 * IMAGE_SIZE_STEP or size % IMAGE_SIZE_STEP):
+        size, step = config.image_size, self.image_size_step
+        if size is not None and (size < 2 * step or size % step):
             raise ValueError(
-                f"the image size of tracker {self.family} must be a multiple of {IMAGE_SIZE_STEP} "
-                f"from {2 * IMAGE_SIZE_STEP} on, got {size}"
+                f"the image size of tracker {self.family} must be a multiple of {step} from "
+                f"{2 * step} on, got {size}"
             )
         if config.dtype not in (None, *_DTYPES):
             raise ValueError(
@@ -516,7 +526,7 @@ class EngineLoader(TrackingModelLoader):
 
         device = _device(self.config.device)
         path = self._checkpoint()
-        image_size = self.config.image_size or MODEL_IMAGE_SIZE
+        image_size = self.config.image_size or self.full_image_size
         dtype = self.config.dtype or ("bfloat16" if device.type == "cuda" else "float32")
         self._dtype = dtype
         size = self.config.model_id.partition(":")[2] or None
@@ -633,6 +643,7 @@ class EngineLoader(TrackingModelLoader):
             clock=self._clock(num_frames),
             # Single frames are the image predictor's business.
             resize=self._resize if self.can_track else "smooth",
+            levels=self.levels,
             fingerprint=self.fingerprint,
         )
 
