@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tests.media import shared_dir
 from tests.networks import NUM_CLASSES, random_checkpoint, real_checkpoint, scene
 from workers.masks import crop_mask, cropped_iou_matrix
-from workers.yolo import Letterbox, YoloDetection, YoloNetwork, _Prototypes
+from workers.yolo import Letterbox, YoloDetection, YoloNetwork, _patches_undone, _Prototypes
 
 CONFIDENCE = 0.25
 
@@ -38,7 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def predictor_results(path: Path, image: NDArray[np.uint8], **options: Any) -> Any:
     """Return what the library itself finds, with full-size masks, without boxes of no area."""
-    from ultralytics import YOLO
+    with _patches_undone():  # for the tests after this one
+        from ultralytics import YOLO
 
     bgr = np.ascontiguousarray(image[..., ::-1])
     found = YOLO(str(path)).predict(

@@ -20,6 +20,7 @@ from tests.networks import random_checkpoint, real_checkpoint, scene
 from workers.errors import ConfigError
 from workers.messages import DetectorSpec
 from workers.prompts.detector import Detector, create_detector
+from workers.yolo import _patches_undone
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,8 @@ def test_a_real_detector_sees_a_real_dog_in_rgb() -> None:
     box = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
     assert np.abs(np.subtract(found.box_xyxy, box)).max() < 0.05 * image.shape[1]
     # And the score is what the library gives for the file; with colours swapped it is another
-    from ultralytics import YOLO
+    with _patches_undone():  # for the tests after this one
+        from ultralytics import YOLO
 
     theirs = YOLO(str(path)).predict(str(frame), classes=[16], verbose=False, device="cpu")[0]
     assert found.score == pytest.approx(float(theirs.boxes.conf[0]), abs=5e-3)
