@@ -92,6 +92,9 @@ class Sam2Network:
     dtype : torch.dtype, optional
         What the image encoder, the memory attention and the memory encoder compute in: float32,
         or bfloat16. Masks, scores and pointers are made in float32 always.
+    plain_attention : bool
+        Without the saving of attention, attend in memory and mask decoder as programs on the first
+        releases of ``sam2`` do where there is no GPU. That rounds differently.
 
     Notes
     -----
@@ -105,6 +108,8 @@ class Sam2Network:
         device: torch.device,
         savings: Savings,
         dtype: torch.dtype | None = None,
+        *,
+        plain_attention: bool = False,
     ) -> None:
         import torch
 
@@ -119,6 +124,8 @@ class Sam2Network:
         self._modules = modules.to(device)
         if savings.products:
             products.speed_up(modules)
+        if plain_attention and not savings.attention:
+            products.attend_plainly_in(modules.sam_mask_decoder)
         modules.image_encoder.to(self.dtype)
         modules.memory_encoder.to(self.dtype)
         for module in modules.memory_attention.modules():
@@ -133,6 +140,7 @@ class Sam2Network:
                 self.side,
                 picture_position.flatten(2).transpose(1, 2),
                 savings,
+                plain=plain_attention,
             )
             ages = modules.maskmem_tpos_enc[:, 0, 0]
             # One code for each rank, shape (7, side * side, 64).
@@ -250,7 +258,6 @@ class Sam2Network:
         object_logits: torch.Tensor,
         *,
         binary: bool,
-        num_enlarged: int = 1,
     ) -> torch.Tensor:
         """Encode masks into spatial memories.
 
@@ -264,8 +271,6 @@ class Sam2Network:
             Object scores; at or below 0 the memory says that the object is hidden.
         binary : bool
             Take the mask instead of its probabilities, as on prompted frames.
-        num_enlarged : int
-            Masks that are enlarged together, which changes nothing but the last bits.
 
         Returns
         -------
@@ -276,7 +281,8 @@ class Sam2Network:
 
         # The library rounds one channel differently from three, and rounding to bfloat16 makes it
         # visible: the originals enlarge three candidates and take one, except on prompted frames.
-        masks = self.enlarge(logits[:, None].expand(-1, num_enlarged, -1, -1))[:, :1]
+        num_together = 1 if binary else 3
+        masks = self.enlarge(logits[:, None].expand(-1, num_together, -1, -1))[:, :1]
         masks = _resized(masks, _MASK_STRIDE * self.side)
         probabilities = (masks > 0).float() if binary else torch.sigmoid(masks)
         # In this memory layout the convolutions round as they do for the originals; in the other

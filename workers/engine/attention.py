@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from workers.engine.model import HIDDEN_DIM
 from workers.engine.positions import axial_rotation
-from workers.engine.products import attend, linear
+from workers.engine.products import attend, attend_plainly, linear
 
 if TYPE_CHECKING:
     import torch
@@ -68,14 +68,25 @@ class MemoryAttention:
         Position code of the picture.
     savings : Savings
         Which savings to use.
+    plain : bool
+        Without the saving of attention, attend as `workers.engine.products.attend_plainly`.
     """
 
-    def __init__(self, module: Any, side: int, position: torch.Tensor, savings: Savings) -> None:
+    def __init__(
+        self,
+        module: Any,
+        side: int,
+        position: torch.Tensor,
+        savings: Savings,
+        *,
+        plain: bool = False,
+    ) -> None:
         self._layers = list(module.layers)
         self._norm = module.norm
         self._num_cells = side * side
         self._position = 0.1 * position
         self.savings = savings
+        self._plain = plain
         self._rotation = axial_rotation(side).to(position.device)
 
     def begin(self, vision: torch.Tensor) -> torch.Tensor:
@@ -166,6 +177,8 @@ class MemoryAttention:
 
         if self.savings.attention:
             return attend(queries, keys, values)
+        if self._plain:
+            return attend_plainly(queries[:, None], keys[:, None], values[:, None])[:, 0]
         return F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None])[
             :, 0
         ]

@@ -99,6 +99,44 @@ def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> t
     return seen
 
 
+def attend_plainly(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Return softmax attention of scores that are all held at once, shape (..., N, V).
+
+    Parameters
+    ----------
+    queries, keys, values : Tensor, shapes (..., N, C), (..., L, C) and (..., L, V)
+        As for `attend`.
+    """
+    import torch
+
+    seen: torch.Tensor = torch.ops.aten._scaled_dot_product_attention_math(queries, keys, values)[0]
+    return seen
+
+
+def attend_plainly_in(modules: Any) -> None:
+    """Let the attention layers of Meta's mask decoder attend plainly.
+
+    Parameters
+    ----------
+    modules : torch.nn.Module
+        Changed in place; its parameters and their names stay as they are.
+    """
+    for module in modules.modules():
+        if type(module).__name__ == "Attention":
+            module.forward = functools.partial(_attend_by_heads, module)
+
+
+def _attend_by_heads(
+    module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> torch.Tensor:
+    """Return what an attention layer of Meta's mask decoder sees, shape (B, N, C)."""
+    heads = [
+        layer(x).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
+        for layer, x in ((module.q_proj, q), (module.k_proj, k), (module.v_proj, v))
+    ]
+    return module.out_proj(attend_plainly(*heads).transpose(1, 2).flatten(2))
+
+
 def _attend_tile(
     queries: torch.Tensor, blocks: list[tuple[torch.Tensor, torch.Tensor]]
 ) -> torch.Tensor:

@@ -366,7 +366,6 @@ class Engine:
                 shown if is_prompted else logits,
                 object_logits,
                 binary=is_prompted,
-                num_enlarged=1 if is_prompted else taken[0].live.track.num_enlarged,
             )
             memories = [memory.clone() for memory in encoded]
         for one, token, memory in zip(taken, tokens, memories, strict=True):

@@ -72,7 +72,7 @@ SHARED_OPTIONS: Mapping[str, Any] = {
 
 OPTIONS = SHARED_OPTIONS
 
-ALGORITHM = "sam2-engine-2"
+ALGORITHM = "sam2-engine-3"
 """Changes whenever results change; part of every snapshot's fingerprint."""
 
 _COMPAT = ("none", "original")
@@ -435,6 +435,9 @@ class EngineLoader(TrackingModelLoader):
     """Sides of the picture are multiples of this."""
     levels: ClassVar[Levels] = IMAGENET
     """What pictures are normalised by."""
+    is_early_fork: ClassVar[bool] = False
+    """Whether the original is a program on the first releases of ``sam2``, whose attention rounds
+    differently on a CPU; reproduced for ``compat="original"``."""
     _bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}
     _dtype = ""
 
@@ -543,7 +546,14 @@ class EngineLoader(TrackingModelLoader):
         text = json.dumps(settings, sort_keys=True)
         self.fingerprint = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         self._engine = Engine(
-            Sam2Network(modules, info, device, self.savings, getattr(torch, dtype)),
+            Sam2Network(
+                modules,
+                info,
+                device,
+                self.savings,
+                getattr(torch, dtype),
+                plain_attention=self.is_early_fork and self.is_faithful,
+            ),
             fill_hole_area=self.options["fill_hole_area"],
             keep_prompted_masks=not self.is_faithful,
         )

@@ -42,6 +42,7 @@ class SAM2LongLoader(EngineLoader):
 
     family: ClassVar[str] = "sam2long"
     allowed: ClassVar[Mapping[str, Any]] = OPTIONS
+    is_early_fork: ClassVar[bool] = True
     _bounds: ClassVar[Mapping[str, tuple[float, float]]] = {
         "num_pathway": (1, 16),
         "iou_thre": (0, 1),

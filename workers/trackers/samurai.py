@@ -47,6 +47,7 @@ class SAMURAILoader(EngineLoader):
 
     family: ClassVar[str] = "samurai"
     allowed: ClassVar[Mapping[str, Any]] = OPTIONS
+    is_early_fork: ClassVar[bool] = True
     _bounds: ClassVar[Mapping[str, tuple[float, float]]] = {
         "kf_score_weight": (0, 1),
         "stable_ious_threshold": (0, 1),

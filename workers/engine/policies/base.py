@@ -57,8 +57,6 @@ class Track(abc.ABC):
 
     min_object_logit: float = 0.0
     """At or below this object score the object is absent: its masks are empty."""
-    num_enlarged: int = 3
-    """Candidates the original enlarges together; the reference outputs are met bit by bit."""
     needs_boxes: bool = False
     """Whether candidates must have their boxes."""
 

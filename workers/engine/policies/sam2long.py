@@ -161,12 +161,13 @@ class Sam2LongTrack(Track):
 
     def _factors(self, prompt_scores: list[float], entries: Sequence[Entry]) -> list[float]:
         """Return evenly spaced factors, in the order of the object scores."""
+        import torch
+
         scores = np.array(prompt_scores + [entry.object_logit for entry in entries])
-        spaced = np.linspace(
-            self.options["min_key_scale"], self.options["max_key_scale"], len(scores)
-        )
+        least, most = self.options["min_key_scale"], self.options["max_key_scale"]
         factors = np.empty(len(scores), np.float32)
-        factors[np.argsort(scores, kind="stable")] = spaced
+        # Of this library, as the original's: NumPy's differ in the last bit.
+        factors[np.argsort(scores, kind="stable")] = torch.linspace(least, most, len(scores))
         return [float(factor) for factor in factors]
 
     def choose(self, step: int, offers: Sequence[Candidates]) -> list[Choice]:

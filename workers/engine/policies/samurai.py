@@ -42,7 +42,6 @@ class SamuraiTrack(Sam2Track):
         How time is told in the session.
     """
 
-    num_enlarged = 1
     needs_boxes = True
 
     def __init__(self, options: Mapping[str, Any], clock: Clock) -> None:
