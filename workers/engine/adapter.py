@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workers.engine import products
-from workers.engine.attention import MemoryAttention, Savings
+from workers.engine.attention import MemoryAttention, Remembered, Savings
 from workers.engine.bank import Entry, Recall
 from workers.engine.devices import upload
 from workers.engine.model import HIDDEN_DIM, MEMORY_DIM, CheckpointInfo
@@ -135,16 +135,18 @@ class Sam2Network:
             grid = torch.zeros(1, 1, self.side, self.side, device=device)
             picture_position = modules.image_encoder.neck.position_encoding(grid)
             memory_position = modules.memory_encoder.position_encoding(grid)
+            cells, ages = memory_position[0].flatten(1).T, modules.maskmem_tpos_enc[:, 0, 0]
             self._attention = MemoryAttention(
                 modules.memory_attention,
                 self.side,
                 picture_position.flatten(2).transpose(1, 2),
+                cells,
+                ages,
                 savings,
                 plain=plain_attention,
             )
-            ages = modules.maskmem_tpos_enc[:, 0, 0]
             # One code for each rank, shape (7, side * side, 64).
-            self._memory_codes = memory_position[0].flatten(1).T + ages[:, None]
+            self._memory_codes = cells + ages[:, None]
             self._dense_position = modules.sam_prompt_encoder.get_dense_pe()
             self._no_prompt = self._encode_prompts(None, None, 1)
         if isinstance(modules, torch.nn.Module):
@@ -203,9 +205,7 @@ class Sam2Network:
         Tensor, shape (B, 256, side, side)
             Conditioned features.
         """
-        values, keys = self._tokens(recalls)
-        num_pointer_tokens = len(recalls[0].pointers) * _TOKENS_PER_POINTER
-        return self._attention(self._begun(features), values, keys, num_pointer_tokens)
+        return self._attention(self._begun(features), self._remembered(recalls))
 
     def _begun(self, features: Sequence[Features]) -> torch.Tensor:
         """Return what the memory attention begins with, one row for each track or one for all."""
@@ -220,36 +220,62 @@ class Sam2Network:
                 one.begun = row
         return _rows([one.begun for one in features if one.begun is not None])
 
-    def _tokens(self, recalls: Sequence[Recall]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what recalls attend to, and the keys of that, both of shape (B, L, 64)."""
+    def _remembered(self, recalls: Sequence[Recall]) -> Remembered:
+        """Return what recalls attend to."""
         import torch
 
-        num, first = len(recalls), recalls[0]
+        num = len(recalls)
         memories = torch.stack([_memory_of(e) for r in recalls for e, _ in r.memories])
         values = memories.float().unflatten(0, (num, -1))
-        ranks = upload([[rank for _, rank in r.memories] for r in recalls], self.device)
-        keys = values + self._memory_codes[ranks]
+        all_ranks = [[rank for _, rank in r.memories] for r in recalls]
+        factors = None
         if any(r.memory_factors is not None for r in recalls):
             factors = [r.memory_factors or [1.0] * len(r.memories) for r in recalls]
+        tokens, pointer_keys = self._pointers(recalls)
+        together = torch.cat([values.flatten(1, 2), tokens], 1)
+        num_tokens = tokens.shape[1]
+        if self.savings.keys:
+            kept = self._kept_keys(recalls)
+            return Remembered(together, pointer_keys, num_tokens, kept, all_ranks, factors)
+        keys = values + self._memory_codes[upload(all_ranks, self.device)]
+        if factors is not None:
             keys = keys * upload(factors, self.device, np.float32)[..., None, None]
-        values, keys = values.flatten(1, 2), keys.flatten(1, 2)
-        if not first.pointers:
-            return values, keys
+        return Remembered(together, torch.cat([keys.flatten(1, 2), pointer_keys], 1), num_tokens)
+
+    def _kept_keys(self, recalls: Sequence[Recall]) -> list[list[torch.Tensor]]:
+        """Return what is kept of the keys of each recall's memories; what is new is made now."""
+        import torch
+
+        entries = {id(e): e for r in recalls for e, _ in r.memories if e.keys is None}
+        new = list(entries.values())
+        if new:
+            made = self._attention.keys_of(torch.stack([_memory_of(e) for e in new]).float())
+            for entry, keys in zip(new, made, strict=True):
+                # Of its own, or all of them would live as long as one does.
+                entry.keys = keys.clone()
+        return [[e.keys for e, _ in r.memories if e.keys is not None] for r in recalls]
+
+    def _pointers(self, recalls: Sequence[Recall]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the tokens of pointers without and with their codes, both of shape (B, P, 64)."""
+        import torch
+
+        num = len(recalls)
+        if not recalls[0].pointers:
+            none = torch.zeros(num, 0, MEMORY_DIM, device=self.device)
+            return none, none
         pointers = torch.stack([e.pointer for r in recalls for e, _ in r.pointers])
         tokens = pointers.reshape(num, -1, MEMORY_DIM)
-        pointer_keys = tokens
+        keys = tokens
         if self.info.version != "2.0":
             shares = [d / r.max_distance for r in recalls for _, d in r.pointers]
             codes = distance_code(upload(shares, self.device, np.float32))
             codes = self._modules.obj_ptr_tpos_proj(codes).repeat_interleave(_TOKENS_PER_POINTER, 0)
-            pointer_keys = tokens + codes.unflatten(0, (num, -1))
+            keys = tokens + codes.unflatten(0, (num, -1))
         if any(r.pointer_factors is not None for r in recalls):
             factors = [r.pointer_factors or [1.0] * len(r.pointers) for r in recalls]
             scales = upload(factors, self.device, np.float32)
-            pointer_keys = (
-                pointer_keys * scales.repeat_interleave(_TOKENS_PER_POINTER, 1)[..., None]
-            )
-        return torch.cat([values, tokens], 1), torch.cat([keys, pointer_keys], 1)
+            keys = keys * scales.repeat_interleave(_TOKENS_PER_POINTER, 1)[..., None]
+        return tokens, keys
 
     def memorise(
         self,

@@ -1,17 +1,20 @@
 """The memory attention of SAM 2 with fewer operations than its modules do, and equal results.
 
-Two identities are used, neither of them an approximation:
+Three identities are used, none of them an approximation:
 
 * *Values re-associated.* A memory has 64 channels; its value projection has 256. As the rows of a
   softmax sum to one, ``softmax(S) (M V + b) = (softmax(S) M) V + b``: attend over the 64 channels
   and project the result.
 * *The first self-attention is shared.* Before any memory is read, all objects see the same picture.
+* *Keys are kept.* The key of a memory depends on its age by a summand only: its projection and
+  rotation are linear, so what does not change with age is computed once.
 
 In bfloat16 the projections and the attention are rounded to it; the sums between them are not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +42,9 @@ class Savings:
         Run pathways of SAM2Long that remember the same once.
     attention : bool
         Attend as `workers.engine.products` does.
+    keys : bool
+        Keep the projected keys of a memory as long as the memory; at 1024 pixels they take 16 MiB
+        in float32 and 8 in bfloat16, where the memory takes half of one.
     products : bool
         Multiply by layers' weights, and attend in the image encoder, as `workers.engine.products`
         does. In float32 that rounds differently than the originals do, from the first layer on.
@@ -49,10 +55,40 @@ class Savings:
     no_prompt: bool = True
     pathways: bool = True
     attention: bool = True
+    keys: bool = False
     products: bool = False
 
 
-NO_SAVINGS = Savings(False, False, False, False, False, False)
+NO_SAVINGS = Savings(False, False, False, False, False, False, False)
+
+
+@dataclass(slots=True)
+class Remembered:
+    """What B objects attend to: spatial memories, whole frames after each other, then pointers.
+
+    Attributes
+    ----------
+    values : Tensor, shape (B, L, 64)
+        Without position codes.
+    keys : Tensor, shape (B, L, 64) or (B, P, 64)
+        The same with their position codes; those of the P tokens of pointers where the keys of
+        the spatial memories are kept.
+    num_pointer_tokens : int
+        P.
+    kept : sequence of sequence of Tensor, shapes (layers, h * w, 256), or None
+        For each object and memory what `MemoryAttention.keys_of` returned.
+    ranks : sequence of sequence of int
+        The age of each of these memories, as the index of its code.
+    factors : sequence of sequence of float, or None
+        By what their keys are multiplied.
+    """
+
+    values: torch.Tensor
+    keys: torch.Tensor
+    num_pointer_tokens: int
+    kept: Sequence[Sequence[torch.Tensor]] | None = None
+    ranks: Sequence[Sequence[int]] = ()
+    factors: Sequence[Sequence[float]] | None = None
 
 
 class MemoryAttention:
@@ -66,6 +102,10 @@ class MemoryAttention:
         Cells of the features in each direction.
     position : Tensor, shape (1, side * side, 256)
         Position code of the picture.
+    cell_code : Tensor, shape (side * side, 64)
+        Position code of a memory's cells.
+    age_codes : Tensor, shape (7, 64)
+        Codes of a memory's age.
     savings : Savings
         Which savings to use.
     plain : bool
@@ -77,6 +117,8 @@ class MemoryAttention:
         module: Any,
         side: int,
         position: torch.Tensor,
+        cell_code: torch.Tensor,
+        age_codes: torch.Tensor,
         savings: Savings,
         *,
         plain: bool = False,
@@ -88,6 +130,10 @@ class MemoryAttention:
         self.savings = savings
         self._plain = plain
         self._rotation = axial_rotation(side).to(position.device)
+        self._cell_code = cell_code
+        self._age_codes = age_codes
+        self._age_keys: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """Of each layer: the part of keys that is a memory's age, and that of the bias."""
 
     def begin(self, vision: torch.Tensor) -> torch.Tensor:
         """Return what the first layer sees before it looks at memories, shape (N, h * w, 256).
@@ -101,37 +147,46 @@ class MemoryAttention:
         first = self._layers[0]
         return x + self._among_itself(first.self_attn, first.norm1(x))
 
-    def __call__(
-        self,
-        begun: torch.Tensor,
-        values: torch.Tensor,
-        keys: torch.Tensor,
-        num_pointer_tokens: int,
-    ) -> torch.Tensor:
+    def keys_of(self, memories: torch.Tensor) -> torch.Tensor:
+        """Return what of the keys of memories does not depend on their age.
+
+        Parameters
+        ----------
+        memories : Tensor, shape (N, h * w, 64)
+            Spatial memories.
+
+        Returns
+        -------
+        Tensor, shape (N, layers, h * w, 256)
+            In the number format of the layers.
+        """
+        import torch
+
+        placed = memories + self._cell_code
+        layers = [self._rotated(self._unbiased_keys(i, placed)) for i in range(len(self._layers))]
+        return torch.stack(layers, 1)
+
+    def __call__(self, begun: torch.Tensor, remembered: Remembered) -> torch.Tensor:
         """Return the features as each object's memories let it see them.
 
         Parameters
         ----------
         begun : Tensor, shape (B or 1, h * w, 256)
             What `begin` returned for the picture of each object, or for that of all.
-        values : Tensor, shape (B, L, 64)
-            Memories: spatial ones, whole frames after each other, then pointers.
-        keys : Tensor, shape (B, L, 64)
-            The same with their position codes added.
-        num_pointer_tokens : int
-            How many of the L tokens, at their end, are pointers.
+        remembered : Remembered
+            What they attend to.
 
         Returns
         -------
         Tensor of float32, shape (B, 256, h, w)
             Conditioned features.
         """
-        num = len(values)
+        num = len(remembered.values)
         x = begun.expand(num, -1, -1)
         for i, layer in enumerate(self._layers):
             if i:
                 x = x + self._among_itself(layer.self_attn, layer.norm1(x))
-            x = x + self._to_memory(i, layer.norm2(x), values, keys, num_pointer_tokens)
+            x = x + self._to_memory(i, layer.norm2(x), remembered)
             hidden = self._linear(layer.linear1, layer.norm3(x)).relu_()
             x = x + self._linear(layer.linear2, hidden)
         side = round(self._num_cells**0.5)
@@ -145,19 +200,10 @@ class MemoryAttention:
         )
         return self._linear(attention.out_proj, seen)
 
-    def _to_memory(
-        self,
-        index: int,
-        x: torch.Tensor,
-        values: torch.Tensor,
-        keys: torch.Tensor,
-        num_pointer_tokens: int,
-    ) -> torch.Tensor:
-        attention = self._layers[index].cross_attn_image
+    def _to_memory(self, index: int, x: torch.Tensor, remembered: Remembered) -> torch.Tensor:
+        attention, values = self._layers[index].cross_attn_image, remembered.values
         queries = self._rotated(self._linear(attention.q_proj, x))
-        keys = self._linear(attention.k_proj, keys)
-        num_spatial = keys.shape[1] - num_pointer_tokens
-        keys[:, :num_spatial] = self._rotated(keys[:, :num_spatial])
+        keys = self._keys(index, remembered)
         if not self.savings.values:
             seen = self._attend(queries, keys, self._linear(attention.v_proj, values))
             return self._linear(attention.out_proj, seen)
@@ -165,6 +211,48 @@ class MemoryAttention:
         # difference to the originals after a few frames.
         seen = attend(queries, keys, values.to(keys.dtype))
         return self._linear(attention.out_proj, self._linear(attention.v_proj, seen))
+
+    def _keys(self, index: int, remembered: Remembered) -> torch.Tensor:
+        """Return the projected keys of a layer, shape (B, L, 256)."""
+        import torch
+
+        keys = self._linear(self._layers[index].cross_attn_image.k_proj, remembered.keys)
+        if remembered.kept is None:
+            num_spatial = keys.shape[1] - remembered.num_pointer_tokens
+            keys[:, :num_spatial] = self._rotated(keys[:, :num_spatial])
+            return keys
+        ages, bias = self._ages_of(index)
+        num, num_tokens = remembered.values.shape[:2]
+        together = keys.new_empty(num, num_tokens, HIDDEN_DIM)
+        for b, memories in enumerate(remembered.kept):
+            for n, (memory, rank) in enumerate(zip(memories, remembered.ranks[b], strict=True)):
+                place = together[b, n * self._num_cells : (n + 1) * self._num_cells]
+                torch.add(memory[index], ages[rank], out=place)
+                if remembered.factors is not None:
+                    place.mul_(remembered.factors[b][n])
+                place.add_(bias)
+        together[:, num_tokens - remembered.num_pointer_tokens :] = keys
+        return together
+
+    def _ages_of(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys of ages, shape (7, h * w, 256), and of the bias, shape (h * w, 256)."""
+        if not self._age_keys:
+            for i, layer in enumerate(self._layers):
+                ages = self._unbiased_keys(i, self._age_codes[:, None])
+                bias = layer.cross_attn_image.k_proj.bias[None, None]
+                turned = [
+                    self._rotated(one.expand(-1, self._num_cells, -1).contiguous())
+                    for one in (ages, bias)
+                ]
+                self._age_keys.append((turned[0], turned[1][0]))
+        return self._age_keys[index]
+
+    def _unbiased_keys(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        import torch.nn.functional as F  # noqa: N812
+
+        weight = self._layers[index].cross_attn_image.k_proj.weight
+        x = x.to(weight.dtype)
+        return linear(x, weight) if self.savings.products else F.linear(x, weight)
 
     def _linear(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
         x = x.to(layer.weight.dtype)

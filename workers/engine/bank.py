@@ -41,6 +41,9 @@ class Entry:
         Spatial memory; None once nothing can attend to it any more.
     motion_iou : float or None
         IoU of the mask with what motion predicted, where that was asked for.
+    keys : Tensor, shape (layers, cells, 256), or None
+        What `workers.engine.attention.MemoryAttention.keys_of` made of the memory, once it is
+        known; no part of a snapshot.
     """
 
     step: int
@@ -49,6 +52,7 @@ class Entry:
     pointer: torch.Tensor
     memory: torch.Tensor | None
     motion_iou: float | None = None
+    keys: torch.Tensor | None = None
 
     def without_memory(self) -> Entry:
         """Return the entry of a frame that is too old to be attended to."""
