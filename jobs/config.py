@@ -105,6 +105,8 @@ class DetectorConfig(Section):
     classes: tuple[str, ...] = ()
     confidence: float = Field(default=0.25, ge=0, le=1)
     max_objects: int | None = Field(default=None, ge=1)
+    forget_after: int | None = Field(default=None, ge=1)
+    """Tracked frames after which an object out of sight is tracked no more; None for never."""
 
 
 class PromptConfig(Section):
@@ -291,6 +293,8 @@ class RunConfig(Section):
                 "detector.confidence": detector.confidence,
                 "detector.max_objects": detector.max_objects,
             }
+            if detector.forget_after is not None:
+                settings["detector.forget_after"] = detector.forget_after
         return settings
 
     @property

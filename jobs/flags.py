@@ -269,6 +269,14 @@ MODEL = Group(
             "no limit",
             "N",
         ),
+        Flag(
+            "--forget-after",
+            ("prompts.detector.forget_after",),
+            int,
+            "Track an object no more that was out of sight for N tracked frames.",
+            "never",
+            "N",
+        ),
     ),
 )
 PROMPTS = Group(

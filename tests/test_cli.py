@@ -183,7 +183,7 @@ def test_every_flag_reaches_its_key(
         "--checkpoint w.pt --image-size 512 --dtype float16 --device cuda:1 "
         "--option nms_iou=0.25 --option same_class=true "
         "--detector yolo11n --detector-checkpoint d.pt --detector-classes person,car "
-        "--detector-confidence 0.5 --max-objects 7 --prompt-mode every_n_frames "
+        "--detector-confidence 0.5 --max-objects 7 --forget-after 90 --prompt-mode every_n_frames "
         "--prompt-interval 12 --threshold 0.25 --allow-unprompted --workers 3 "
         "--gpus-per-worker 0.5 --cpus-per-worker 2 --videos-per-worker 4 --stuck-after 60 "
         "--place-within 90 --address ray://head:10001 --spool-dir spool --budget-hours 9 "
@@ -243,6 +243,7 @@ def test_every_flag_reaches_its_key(
                 "classes": ["person", "car"],
                 "confidence": 0.5,
                 "max_objects": 7,
+                "forget_after": 90,
             },
             "mode": "every_n_frames",
             "interval": 12,

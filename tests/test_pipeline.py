@@ -7,7 +7,8 @@
   frame shown then, at any frame rate.
 * What is wrong with a video's prompts is an InputError with a sentence; a video without any prompt
   is one too, unless that is allowed. No detection in a whole video is a result.
-* Detections keep identities through the interval modes; a due prompt stays due.
+* Detections keep identities through the interval modes; a due prompt stays due. With a limit, an
+  object that was out of sight for long is tracked no more.
 * Faults of tracker, memory, output and source become their own kinds of error; a cancelled attempt
   stops. In every case the spool is empty and no thread is left.
 * Heartbeats pass through the phases in order and count steps; frames decoded before the first
@@ -17,6 +18,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -378,6 +380,23 @@ def test_identities_survive_new_prompts(tmp_path: Path, video: Path) -> None:
     given = [(row["frame_idx"], row["object_id"]) for row in rows["prompts"]]
     assert given == [(0, 1), (5, 1), (5, 2), (8, 1), (8, 2)]
     assert len(rows["objects"]) == 2
+
+
+def test_what_is_out_of_sight_for_long_is_tracked_no_more(tmp_path: Path, video: Path) -> None:
+    detector = ScriptedDetector({0: [(10, 8, 40, 30)], 9: [(10, 8, 40, 30)]})
+    spec = spec_of(
+        tmp_path,
+        {"shift_x": 20},
+        detector=replace(DETECTOR, forget_after=2),
+        prompt_mode=PromptMode.EVERY_N_FRAMES,
+        prompt_interval=9,
+    )
+    rows = read_rows(spec, track(spec, detected(video), detector))
+    # Columns 10 to 40 of 96, 20 a step: gone from frame 5 on, and given up on frame 7.
+    occluded = [list(row["occluded_ids"]) for row in rows["frames"]]
+    assert occluded == [[]] * 5 + [[1]] * 2 + [[]] * 5
+    assert [row["object_id"] for row in rows["masks"]] == [1] * 5 + [2] * 3
+    assert [row["object_id"] for row in rows["objects"]] == [1, 2]
 
 
 def test_no_detection_in_a_whole_video_is_a_result(tmp_path: Path, video: Path) -> None:

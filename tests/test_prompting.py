@@ -3,6 +3,7 @@
 * An object that the detector missed for some frames keeps its id when it is found where it was.
 * An object in sight is preferred to a lost one that was there; what is neither is new.
 * After too long, or in another category, it is a new object; ids are never used twice.
+* With a limit, an object out of sight for so many frames is given up, and not known again.
 """
 
 from __future__ import annotations
@@ -47,12 +48,18 @@ def _same(shown: TrackingFrame | None) -> TrackingFrame | None:
     return shown
 
 
-def ids(found: Mapping[int, Sequence[tuple[Box, int]]], num_frames: int) -> list[list[int]]:
-    """Return the ids that are prompted per frame; a prompted box is what a tracker then shows."""
+def followed(
+    found: Mapping[int, Sequence[tuple[Box, int]]], num_frames: int, forget_after: int | None = None
+) -> tuple[list[list[int]], dict[int, list[int]]]:
+    """Return the ids that are prompted per frame, and those that are given up on a frame.
+
+    A prompted box is what a tracker then shows.
+    """
     detector: Any = Script(found)
-    source = DetectedPrompts(detector, "script", PromptPolicy(PromptMode.EVERY_FRAME, 1))
+    policy = PromptPolicy(PromptMode.EVERY_FRAME, 1)
+    source = DetectedPrompts(detector, "script", policy, forget_after)
     shown: TrackingFrame | None = None
-    prompted = []
+    prompted, given_up = [], {}
     for t in range(num_frames):
         frame = DecodedFrame(t, 40_000 * t, np.zeros((*SIZE, 3), np.uint8))
         prompts = source.take(Moment(frame, None, t), partial(_same, shown))
@@ -64,6 +71,16 @@ def ids(found: Mapping[int, Sequence[tuple[Box, int]]], num_frames: int) -> list
             masks.append(TrackingMask(mask, 1.0, prompt.object_id))
         shown = TrackingFrame(t, masks, {}, 0.0)
         prompted.append([prompt.object_id for prompt in prompts])
+        gone = source.forgotten(t)
+        if gone:
+            given_up[t] = gone
+    return prompted, given_up
+
+
+def ids(found: Mapping[int, Sequence[tuple[Box, int]]], num_frames: int) -> list[list[int]]:
+    """Return the ids that are prompted per frame where none is given up."""
+    prompted, given_up = followed(found, num_frames)
+    assert not given_up
     return prompted
 
 
@@ -85,3 +102,13 @@ def test_another_category_or_too_late_is_a_new_object() -> None:
     late = LOST_STEPS + 2
     assert ids({0: [(HERE, 1)], late - 1: [(HERE, 1)]}, late)[-1] == [1]
     assert ids({0: [(HERE, 1)], late: [(HERE, 1)]}, late + 1)[-1] == [2]
+
+
+def test_what_is_out_of_sight_for_long_is_given_up() -> None:
+    # In sight on frames 0 and 1, out of sight on three, and back on the fifth.
+    found = {0: [(HERE, 1), (FAR, 1)], 1: [(HERE, 1)], 5: [(HERE, 1)]}
+    assert followed(found, 6, 4) == ([[1, 2], [1], [], [], [], [1]], {5: [2]})
+    assert followed(found, 6, 3) == ([[1, 2], [1], [], [], [], [1]], {4: [2]})
+    # A frame earlier object 1 is given up, too: what is found then is a new one.
+    assert followed(found, 6, 2) == ([[1, 2], [1], [], [], [], [3]], {3: [2], 4: [1]})
+    assert followed(found, 9, 2)[1] == {3: [2], 4: [1], 8: [3]}

@@ -209,6 +209,9 @@ class DetectorSpec:
         Smallest confidence that counts, 0..1.
     max_objects : int or None
         Keep at most this many detections of a frame, the most confident first.
+    forget_after : int or None
+        Objects that were out of sight for so many tracked frames are tracked no more; None for
+        never.
     """
 
     name: str
@@ -216,6 +219,7 @@ class DetectorSpec:
     classes: tuple[str, ...] = ()
     confidence: float = 0.25
     max_objects: int | None = None
+    forget_after: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple, Protocol
@@ -95,6 +95,15 @@ class PromptSource(Protocol):
         ------
         InputError
             A prompt cannot be used.
+        """
+
+    def forgotten(self, step_idx: int) -> list[int]:
+        """Return the objects that are not to be tracked any more, after `take` for the same frame.
+
+        Parameters
+        ----------
+        step_idx : int
+            0-based count of tracked frames.
         """
 
     def finish(self, num_frames: int | None) -> None:
@@ -184,6 +193,10 @@ class GivenPrompts:
                 )
         self._num_used += len(rows)
         return [self._resolve(row, frame) for row in rows]
+
+    def forgotten(self, step_idx: int) -> list[int]:
+        """Return none: who names objects wants them."""
+        return []
 
     def finish(self, num_frames: int | None) -> None:
         """Check that no prompt was left over; see `PromptSource`."""
@@ -295,21 +308,50 @@ class DetectedPrompts:
         Its name, stored with every prompt.
     policy : PromptPolicy
         On which frames it is asked.
+    forget_after : int or None
+        Objects that were out of sight for so many tracked frames are forgotten; None for never.
     """
 
-    def __init__(self, detector: Detector, name: str, policy: PromptPolicy) -> None:
+    def __init__(
+        self,
+        detector: Detector,
+        name: str,
+        policy: PromptPolicy,
+        forget_after: int | None = None,
+    ) -> None:
         self._detector = detector
         self._name = name
         self._policy = policy
         self._categories: dict[int, int | None] = {}
         self._next_id = FIRST_OBJECT_ID
         self._lost = LostObjects()
+        self._forget_after = forget_after
+        self._in_sight_at: dict[int, int] = {}
 
     def take(self, moment: Moment, latest: Latest) -> list[ResolvedPrompt]:
         """Return the prompts that act on a frame; see `PromptSource`."""
         seen = latest()
         present = {m.object_id: m.mask for m in seen.masks} if seen is not None else {}
         self._lost.update(moment.step_idx, present)
+        prompts = self._detect(moment, present)
+        self._in_sight_at |= dict.fromkeys(present, moment.step_idx - 1)
+        self._in_sight_at |= {prompt.object_id: moment.step_idx for prompt in prompts}
+        return prompts
+
+    def forgotten(self, step_idx: int) -> list[int]:
+        """Return the objects that are out of sight for too long; see `PromptSource`."""
+        if self._forget_after is None:
+            return []
+        first = step_idx - self._forget_after
+        gone = [i for i, at in self._in_sight_at.items() if at < first]
+        for object_id in gone:
+            del self._in_sight_at[object_id], self._categories[object_id]
+        self._lost.forget(gone)
+        return gone
+
+    def _detect(
+        self, moment: Moment, present: Mapping[int, NDArray[np.uint8]]
+    ) -> list[ResolvedPrompt]:
         if not self._policy.is_due(moment.step_idx):
             return []
         detections = self._detector.detect(moment.frame.image)
@@ -359,6 +401,10 @@ class NoPrompts:
         """Return nothing."""
         return []
 
+    def forgotten(self, step_idx: int) -> list[int]:
+        """Return none."""
+        return []
+
     def finish(self, num_frames: int | None) -> None:
         """Do nothing."""
 
@@ -406,7 +452,7 @@ def prompt_source(
     if given:
         return GivenPrompts(given, policy, header, attempt, spec.corpus_store)
     if given is None and detector is not None and spec.detector is not None:
-        return DetectedPrompts(detector, spec.detector.name, policy)
+        return DetectedPrompts(detector, spec.detector.name, policy, spec.detector.forget_after)
     if spec.allow_unprompted:
         return NoPrompts()
     raise InputError(unprompted_sentence(attempt))

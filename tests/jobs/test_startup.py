@@ -88,6 +88,7 @@ FULL: dict[str, Any] = {
             "classes": ["person", "traffic light"],
             "confidence": 0.5,
             "max_objects": 7,
+            "forget_after": 90,
         },
         "mode": "every_n_frames",
         "interval": 12,

@@ -7,7 +7,7 @@ detector in between.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -229,6 +229,10 @@ class LostObjects:
             if object_id not in present and step_idx - since < LOST_STEPS
         }
         self._present = present
+
+    def forget(self, object_ids: Collection[int]) -> None:
+        """Know these objects no more."""
+        self._lost = {i: lost for i, lost in self._lost.items() if i not in object_ids}
 
     @property
     def last_seen(self) -> dict[int, CroppedMask]:
