@@ -227,19 +227,20 @@ class Sam2Network:
         num = len(recalls)
         memories = torch.stack([_memory_of(e) for r in recalls for e, _ in r.memories])
         values = memories.float().unflatten(0, (num, -1))
-        all_ranks = [[rank for _, rank in r.memories] for r in recalls]
+        ranks = upload([[rank for _, rank in r.memories] for r in recalls], self.device)
         factors = None
         if any(r.memory_factors is not None for r in recalls):
-            factors = [r.memory_factors or [1.0] * len(r.memories) for r in recalls]
+            listed = [r.memory_factors or [1.0] * len(r.memories) for r in recalls]
+            factors = upload(listed, self.device, np.float32)
         tokens, pointer_keys = self._pointers(recalls)
         together = torch.cat([values.flatten(1, 2), tokens], 1)
         num_tokens = tokens.shape[1]
         if self.savings.keys:
             kept = self._kept_keys(recalls)
-            return Remembered(together, pointer_keys, num_tokens, kept, all_ranks, factors)
-        keys = values + self._memory_codes[upload(all_ranks, self.device)]
+            return Remembered(together, pointer_keys, num_tokens, kept, ranks, factors)
+        keys = values + self._memory_codes[ranks]
         if factors is not None:
-            keys = keys * upload(factors, self.device, np.float32)[..., None, None]
+            keys = keys * factors[..., None, None]
         return Remembered(together, torch.cat([keys.flatten(1, 2), pointer_keys], 1), num_tokens)
 
     def _kept_keys(self, recalls: Sequence[Recall]) -> list[list[torch.Tensor]]:

@@ -77,9 +77,9 @@ class Remembered:
         P.
     kept : sequence of sequence of Tensor, shapes (layers, h * w, 256), or None
         For each object and memory what `MemoryAttention.keys_of` returned.
-    ranks : sequence of sequence of int
+    ranks : Tensor of int64, shape (B, n)
         The age of each of these memories, as the index of its code.
-    factors : sequence of sequence of float, or None
+    factors : Tensor, shape (B, n), or None
         By what their keys are multiplied.
     """
 
@@ -87,8 +87,8 @@ class Remembered:
     keys: torch.Tensor
     num_pointer_tokens: int
     kept: Sequence[Sequence[torch.Tensor]] | None = None
-    ranks: Sequence[Sequence[int]] = ()
-    factors: Sequence[Sequence[float]] | None = None
+    ranks: torch.Tensor | None = None
+    factors: torch.Tensor | None = None
 
 
 class MemoryAttention:
@@ -222,17 +222,13 @@ class MemoryAttention:
             keys[:, :num_spatial] = self._rotated(keys[:, :num_spatial])
             return keys
         ages, bias = self._ages_of(index)
-        num, num_tokens = remembered.values.shape[:2]
-        together = keys.new_empty(num, num_tokens, HIDDEN_DIM)
-        for b, memories in enumerate(remembered.kept):
-            for n, (memory, rank) in enumerate(zip(memories, remembered.ranks[b], strict=True)):
-                place = together[b, n * self._num_cells : (n + 1) * self._num_cells]
-                torch.add(memory[index], ages[rank], out=place)
-                if remembered.factors is not None:
-                    place.mul_(remembered.factors[b][n])
-                place.add_(bias)
-        together[:, num_tokens - remembered.num_pointer_tokens :] = keys
-        return together
+        of_memories = [memory[index] for memories in remembered.kept for memory in memories]
+        spatial = torch.stack(of_memories).unflatten(0, (len(keys), -1))
+        spatial += ages[remembered.ranks]
+        if remembered.factors is not None:
+            spatial *= remembered.factors[..., None, None]
+        spatial += bias
+        return torch.cat([spatial.flatten(1, 2), keys], 1)
 
     def _ages_of(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the keys of ages, shape (7, h * w, 256), and of the bias, shape (h * w, 256)."""
