@@ -382,7 +382,7 @@ class Dataset:
                     for name, chosen in (("frames", None), ("masks", columns), ("objects", None))
                 )
                 for batch in self._rows_of(files.get("videos", ()), wanted, None):
-                    for row in batch.to_pylist():
+                    for row in _rows_of_batch(batch):
                         key = row["video_key"]
                         if wanted is None or _holds(wanted, key, key):
                             yield VideoRows(
@@ -577,6 +577,12 @@ def _holds(keys: NDArray[np.int64], low: int, high: int) -> bool:
 
 def _segment_number(key: str) -> str:
     return key.rpartition("/")[2].partition("-")[0]
+
+
+def _rows_of_batch(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a batch; as Python's values each takes kilobytes, so a few at a time."""
+    for start in range(0, batch.num_rows, 256):
+        yield from batch.slice(start, 256).to_pylist()
 
 
 def _batches_of(

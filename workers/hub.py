@@ -22,7 +22,6 @@ CHECKPOINT_FILES = {
 }
 """The checkpoint in Meta's layout that an id offers."""
 
-_SAM3 = "facebook/sam3"
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _FILE_SUFFIXES = (".pt", ".pth", ".safetensors", ".onnx", ".bin", ".ckpt")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -131,7 +130,7 @@ def _download(hub_id: str, repository: str, file_name: str, revision: str | None
     except errors.EntryNotFoundError as error:
         raise ConfigError(
             f"{hub_id} has no file {file_name}: choose a tracker that fits its layout, sam2video "
-            f"for {TRANSFORMERS_FILE}, the others for Meta's .pt"
+            f"or sam3-tracker for {TRANSFORMERS_FILE}, the others for Meta's .pt"
         ) from error
     except errors.HfHubHTTPError as error:
         reason = _answer(error)
@@ -146,8 +145,9 @@ def _answer(error: Exception) -> str:
 
 
 def _elsewhere(hub_id: str, file_name: str, reason: str) -> str:
-    has_one_layout = file_name in CHECKPOINT_FILES.values() or hub_id.startswith(_SAM3)
-    what = hub_id if has_one_layout else f"{hub_id} --for sam2video"
+    what = hub_id
+    if file_name not in CHECKPOINT_FILES.values():
+        what += f" --for {'sam3-tracker' if 'sam3' in hub_id.lower() else 'sam2video'}"
     return (
         f"the weights {hub_id} cannot be had, since {reason}: where the hub can be reached, run "
         f"maskmill models pull {what} --to URI, then give what it prints as --checkpoint"

@@ -326,8 +326,9 @@ class _Tracking:
                         prompts = self._prompts.take(moment, session.latest)
                     for prompt in prompts:
                         self._prompt(session, frame.frame_idx, prompt)
-                    for object_id in self._prompts.forgotten(self.num_steps):
-                        session.remove(object_id)
+                    with self._guard():
+                        for object_id in self._prompts.forgotten(self.num_steps):
+                            session.remove(object_id)
                 is_prompted = is_prompted or bool(prompts)
                 self._undecided.append((frame.frame_idx, frame.pts_us, prompts))
                 if is_prompted:

@@ -25,10 +25,8 @@ def settings() -> dict[str, Any]:
         "model_type": "sam3_vit_model",
         "hidden_size": 64,
         "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "window_size": 4,
-        "global_attn_indexes": [1],
+        "num_hidden_layers": 8,  # of which the last one looks at the whole picture
+        "num_attention_heads": 1,
         "image_size": 1008,
         "pretrain_image_size": 56,
     }

@@ -5,7 +5,8 @@ weights are gated and large. Against the library's own video session on the same
 
 * Logits of a box and of points are the same on the prompted frame and on the tracked ones, with the
   engine's savings and without, and so is what is remembered; of a mask the logits of the prompted
-  frame are.
+  frame and the pointer of the single candidate are.
+* Of many prompted frames the four newest are attended to.
 * Pictures are what the library's processor makes of them.
 * A whole SAM 3, its file, the tracker alone and the tracker as the library saves it are the same
   checkpoint; the detector is not read.
@@ -159,19 +160,25 @@ def made(**options: Any) -> EngineLoader:
     return loaded(alone(), options=options)
 
 
+def observed_session(loader: EngineLoader, log: list[Seen], num_frames: int) -> EngineSession:
+    """Open a session whose tracks write down what they do."""
+    session = loader.open_session(HEIGHT, WIDTH, num_frames=num_frames)
+    assert isinstance(session, EngineSession)
+    make_track = session._make_track
+
+    def make_observed(*arguments: Any) -> Track:
+        track = make_track(*arguments)
+        observed(track, log, lambda _: {})
+        return track
+
+    session._make_track = make_observed
+    return session
+
+
 def ours(loader: EngineLoader, kind: str) -> tuple[list[NDArray[np.float32]], torch.Tensor]:
     """Return the logits of the masks that the engine takes, and what it remembers of the prompt."""
     log: list[Seen] = []
-    with loader.open_session(HEIGHT, WIDTH, num_frames=NUM_FRAMES) as session:
-        assert isinstance(session, EngineSession)
-        make_track = session._make_track
-
-        def make_observed(*arguments: Any) -> Track:
-            track = make_track(*arguments)
-            observed(track, log, lambda _: {})
-            return track
-
-        session._make_track = make_observed
+    with observed_session(loader, log, NUM_FRAMES) as session:
         session.prompt(0, 1, **PROMPTS[kind])
         for frame in clip():
             session.step(frame)
@@ -179,6 +186,63 @@ def ours(loader: EngineLoader, kind: str) -> tuple[list[NDArray[np.float32]], to
     memory = log[1].recalls[0].memories[0][0].memory
     assert memory is not None
     return logits, memory
+
+
+def test_the_pointer_of_a_mask_is_that_of_the_single_candidate() -> None:
+    import torch
+
+    made_here, model = made(), library_model()
+    network = made_here.engine.network
+    with torch.inference_mode():
+        (features,) = network.encode_images(pixels(clip()[0]))
+        mask = made_here.engine._shrunk(square())
+        heads = network.decode_mask(mask, features)
+        got = network.point(heads.tokens[:, 0], heads.pointer_logits > 0)
+        wanted = model._single_frame_forward(
+            input_masks=model.mask_downsample(mask),
+            image_embeddings=[*features.fine, features.vision],
+            multimask_output=False,
+        ).object_pointer
+    assert float((got - wanted.reshape(1, -1)).abs().max()) < 1e-4
+    assert float(got.abs().max()) > 1e-2
+
+
+def test_four_prompted_frames_are_attended_to() -> None:
+    import torch
+    from transformers import Sam3TrackerVideoInferenceSession
+
+    # Given a box on each of five frames, and one more frame
+    frames = [*clip(), clip()[0]]
+    session = Sam3TrackerVideoInferenceSession(
+        video=torch.cat([pixels(frame) for frame in frames]),
+        video_height=HEIGHT,
+        video_width=WIDTH,
+        dtype=torch.float32,
+    )
+    index = session.obj_id_to_idx(1)
+    corners = np.reshape(BOX, (2, 2)) / np.array([WIDTH, HEIGHT], np.float32)
+    given = {
+        "point_coords": torch.from_numpy(corners * np.float32(IMAGE_SIZE)).float()[None, None],
+        "point_labels": torch.tensor([[[2, 3]]], dtype=torch.int32),
+    }
+    model = library_model()
+    with torch.inference_mode():
+        for t in range(len(frames)):
+            if t < len(clip()):
+                session.add_point_inputs(index, t, given)
+                session.obj_with_new_inputs = [1]
+            wanted = model(inference_session=session, frame_idx=t).pred_masks[0, 0].numpy()
+    # When the engine tracks the same
+    log: list[Seen] = []
+    with observed_session(made(), log, len(frames)) as ours_session:
+        for t in range(len(clip())):
+            ours_session.prompt(t, 1, box_xyxy=BOX)
+        for frame in frames:
+            ours_session.step(frame)
+    (recall,), offer = log[-1].recalls, log[-1].offers[0]
+    # Then it looks at four prompted frames, and at the oldest as one that was tracked
+    assert sorted(rank for _, rank in recall.memories) == [4, 6, 6, 6, 6]
+    np.testing.assert_allclose(offer.logits[offer.best].numpy(), wanted, atol=2e-3)
 
 
 @pytest.mark.parametrize("options", [{}, {"compat": "original"}], ids=["saving", "as_written"])
@@ -225,9 +289,10 @@ def test_bfloat16_keeps_the_frequencies() -> None:
     import torch
 
     loader = loaded(alone(), dtype="bfloat16")
-    for part in loader.engine.network._modules._model.vision_encoder.modules():
-        for name, buffer in part.named_buffers(recurse=False):
-            assert name == "position_ids" or buffer.dtype == torch.float32
+    network = loader.engine.network._modules._model.vision_encoder
+    buffers = [(n, b) for part in network.modules() for n, b in part.named_buffers(recurse=False)]
+    assert {name for name, _ in buffers} >= {"inv_freq", "position_ids"}
+    assert all(n == "position_ids" or buffer.dtype == torch.float32 for n, buffer in buffers)
     (wanted, *_), _ = ours(made(), "box")
     (got, *_), _ = ours(loader, "box")
     assert np.abs(got - wanted).max() < 0.5 * np.abs(wanted).max()
@@ -249,13 +314,29 @@ def test_what_is_no_such_checkpoint_is_refused(tmp_path: Path) -> None:
     assert "a checkpoint of sam2_video" in message(copied("a", {"model_type": "sam2_video"}))
     assert "no configuration" in message(copied("b", []))
     assert "sets num_maskmem to 5" in message(copied("c", settings() | {"num_maskmem": 5}))
-    nonsense = settings() | {"vision_config": {"model_type": "no_such"}}
-    assert "no configuration of SAM 3" in message(copied("d", nonsense))
-    # Without a configuration it must be of the size of facebook/sam3; another network's is not.
-    other = settings()
-    other["vision_config"]["backbone_config"]["num_hidden_layers"] = 3
-    assert "lacks vision_encoder.backbone.layers.2." in message(copied("e", other))
+    other: dict[str, Any] = settings()
+    other["vision_config"]["backbone_config"]["window_size"] = 8
+    assert "sets window_size of the image encoder to 8" in message(copied("d", other))
+    turned = settings() | {"rope_parameters": {"rope_type": "axial", "rope_theta": 500.0}}
+    assert "sets memory_attention_rope_theta to 500" in message(copied("e", turned))
+    nonsense = {"model_type": "sam3_video", "tracker_config": "x"}
+    assert "no configuration of SAM 3" in message(copied("f", nonsense))
     assert "does not exist" in message(tmp_path / "nowhere")
+
+
+def test_trackers_know_whose_weights_they_are_given(tmp_path: Path) -> None:
+    def message(name: str, checkpoint: Path) -> str:
+        config = TrackingConfig(name, device="cpu", checkpoint_path=str(checkpoint))
+        with pytest.raises(RuntimeError) as caught:
+            create_tracking_loader(name, config).load()
+        return str(caught.value)
+
+    bare = tmp_path / "bare.safetensors"
+    bare.symlink_to(whole() / "model.safetensors")
+    for checkpoint in (alone(), whole(), bare):
+        assert "choose --tracker sam3-tracker" in message("sam2video", checkpoint)
+        file = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
+        assert "choose --tracker sam3-tracker" in message("samurai", file)
 
 
 def test_names_sizes_and_cost(tmp_path: Path) -> None:

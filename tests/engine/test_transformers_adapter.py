@@ -266,7 +266,7 @@ def test_the_other_trackers_layout_is_refused() -> None:
     ("settings", "said"),
     [
         ({"model_type": "edgetam_video"}, r"EdgeTAM \(edgetam_video\)"),
-        ({"model_type": "sam3_tracker_video"}, r"SAM 3 \(sam3_tracker_video\)"),
+        ({"model_type": "sam3_tracker_video"}, r"SAM 3 \(sam3_tracker_video\).*sam3-tracker"),
         ({"model_type": "bert"}, "bert"),
         ({"num_maskmem": 5}, "sets num_maskmem to 5"),
         ([], "no configuration"),

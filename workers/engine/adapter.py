@@ -124,7 +124,9 @@ class Sam2Network:
         self._modules = modules.to(device)
         if savings.products:
             products.speed_up(modules)
-        if plain_attention and not savings.attention:
+        # On a GPU they attend otherwise, and all scores of a batch would not fit.
+        plain_attention &= device.type == "cpu" and not savings.attention
+        if plain_attention:
             products.attend_plainly_in(modules.sam_mask_decoder)
         modules.image_encoder.to(self.dtype)
         modules.memory_encoder.to(self.dtype)
@@ -149,11 +151,10 @@ class Sam2Network:
             self._memory_codes = cells + ages[:, None]
             self._dense_position = modules.sam_prompt_encoder.get_dense_pe()
             self._no_prompt = self._encode_prompts(None, None, 1)
-        if isinstance(modules, torch.nn.Module):
-            # Meta's encoders make the position codes of every level anew for every picture, which
-            # takes longer than the rest of the neck; the two that are needed are known by now.
-            for part in (modules.image_encoder.neck, modules.memory_encoder):
-                part.position_encoding.forward = _no_code
+        # The encoders make the position codes of every level anew for every picture, which takes
+        # longer than the rest of the neck; the two that are needed are known by now.
+        for part in (modules.image_encoder.neck, modules.memory_encoder):
+            part.position_encoding.forward = _no_code
 
     def use_savings(self, savings: Savings) -> None:
         """Use these savings from now on."""

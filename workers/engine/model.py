@@ -8,7 +8,7 @@ Ravi et al., "SAM 2: Segment Anything in Images and Videos", 2024.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +82,13 @@ _TRACKING_PARTS = (
     "sam_mask_decoder.pred_obj_score_head.",
 )
 """Parameters that only tracking needs."""
+_SAM3_PARTS = (
+    "vision_encoder.backbone.layers.",
+    "tracker_model.",
+    "tracker_neck.",
+    "detector_model.",
+)
+"""How names of parameters of SAM 3 begin, and of no other checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +98,9 @@ class CheckpointInfo:
     Attributes
     ----------
     size : str
-        A key of `SIZES`.
+        A key of `SIZES`; ``tracker`` of SAM 3.
     version : str
-        ``2.0`` or ``2.1``.
+        ``2.0``, ``2.1`` or ``3``.
     has_memory : bool
         Whether it can track; one without can only segment single frames.
     """
@@ -157,7 +164,7 @@ def read_checkpoint(
         ) from error
     state = loaded.get("model", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise RuntimeError(f"the checkpoint {path} holds no state dictionary of SAM 2")
+        raise RuntimeError(f"the checkpoint {path} holds no state dictionary")
     return {name: tensor for name, tensor in state.items() if not skip(name)}
 
 
@@ -181,6 +188,7 @@ def identify_checkpoint(state: Mapping[str, torch.Tensor], name: str) -> Checkpo
     RuntimeError
         It is no checkpoint of SAM 2.
     """
+    refuse_sam3(state, name)
     if any(key.startswith("vision_encoder.backbone.") for key in state):
         raise RuntimeError(
             f"the checkpoint {name} is in the layout of transformers: choose --tracker sam2video, "
@@ -197,6 +205,26 @@ def identify_checkpoint(state: Mapping[str, torch.Tensor], name: str) -> Checkpo
     raise RuntimeError(
         f"the checkpoint {name} is not one of SAM 2: give a sam2_hiera_* or sam2.1_hiera_* file"
     )
+
+
+def is_sam3(names: Iterable[str]) -> bool:
+    """Tell by its parameters' names whether a checkpoint is one of SAM 3."""
+    return any(name.startswith(_SAM3_PARTS) for name in names)
+
+
+def refuse_sam3(names: Iterable[str], path: str) -> None:
+    """Refuse a checkpoint of SAM 3.
+
+    Raises
+    ------
+    RuntimeError
+        It is one.
+    """
+    if is_sam3(names):
+        raise RuntimeError(
+            f"the checkpoint {path} is one of SAM 3: choose --tracker sam3-tracker, or give one of "
+            f"SAM 2"
+        )
 
 
 def build_network(info: CheckpointInfo, image_size: int) -> Any:

@@ -11,7 +11,7 @@ resizes bilinearly where Meta's loader resizes bicubically.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from workers.engine.model import (
     check_size,
     fill_network,
     read_checkpoint,
+    refuse_sam3,
 )
 from workers.errors import how_to_install
 
@@ -46,7 +47,7 @@ _TRACKING_PARTS = (
     "mask_decoder.pred_obj_score_head.",
 )
 """Parameters that only tracking needs."""
-_FAMILIES = {"edgetam": "EdgeTAM", "sam3": "SAM 3", "sam_": "SAM"}
+_FAMILIES = {"edgetam": "EdgeTAM", "sam_": "SAM"}
 """Model types of other networks begin so."""
 _FIXED: Mapping[str, Any] = {
     "num_maskmem": NUM_MEMORIES,
@@ -57,6 +58,10 @@ _FIXED: Mapping[str, Any] = {
     "multimask_min_pt_num": 0,
     "multimask_max_pt_num": 1,
     "max_object_pointers_in_encoder": 16,
+    "memory_attention_num_attention_heads": 1,
+    "memory_attention_downsample_rate": 1,
+    "memory_attention_feed_forward_hidden_act": "relu",
+    "memory_attention_rope_theta": 10_000,
 }
 """Settings of a checkpoint's configuration that the engine takes for granted."""
 _SHARED = (
@@ -143,6 +148,7 @@ def identify_transformers_checkpoint(
             f"the checkpoint {name} is in Meta's layout: choose --tracker sam2, or give the "
             f"{CHECKPOINT_NAME} of a transformers checkpoint"
         )
+    refuse_sam3(state, name)
     patch = state.get(f"{_TRUNK}patch_embed.projection.weight")
     blocks = {k.split(".")[3] for k in state if k.startswith(f"{_TRUNK}blocks.")}
     for size, trunk in SIZES.items():
@@ -186,10 +192,14 @@ def check_settings(settings: Mapping[str, Any], path: Path) -> None:
     RuntimeError
         There are such.
     """
+    given = dict(settings)
+    rotation = given.get("rope_parameters")
+    if isinstance(rotation, dict) and "rope_theta" in rotation:
+        given["memory_attention_rope_theta"] = rotation["rope_theta"]
     for key, value in _FIXED.items():
-        if settings.get(key, value) != value:
+        if given.get(key, value) != value:
             raise RuntimeError(
-                f"{path} sets {key} to {settings[key]}, but the engine knows {value} only: give a "
+                f"{path} sets {key} to {given[key]}, but the engine knows {value} only: give a "
                 f"checkpoint with the settings of facebook/sam2.1-hiera-tiny"
             )
 
@@ -216,6 +226,11 @@ def _check_configuration(path: Path) -> None:
         return
     kind = str(settings.get("model_type", "sam2_video"))
     if kind not in ("sam2_video", "sam2"):
+        if kind.startswith("sam3"):
+            raise RuntimeError(
+                f"{path.parent} holds a checkpoint of SAM 3 ({kind}): choose --tracker "
+                f"sam3-tracker, or give one of sam2_video, such as facebook/sam2.1-hiera-tiny"
+            )
         family = next((f for start, f in _FAMILIES.items() if kind.startswith(start)), kind)
         raise RuntimeError(
             f"{path.parent} holds a checkpoint of {family} ({kind}), whose memory works otherwise: "
@@ -315,15 +330,38 @@ class Sam2VideoModules:
         yield from self._model.modules()
 
 
-class _SinePosition:
+class _SineCode:
     """A position code that is asked for with a picture, not with its shape."""
 
     def __init__(self, code: Any) -> None:
         self._code = code
 
-    def position_encoding(self, grid: torch.Tensor) -> torch.Tensor:
+    def __call__(self, grid: torch.Tensor) -> torch.Tensor:
         code: torch.Tensor = self._code(grid.shape, grid.device, grid.dtype)
         return code
+
+    @property
+    def forward(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What the library's encoder gets instead of the code, once it is set."""
+        return self.__call__
+
+    @forward.setter
+    def forward(self, made: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        import torch
+
+        def of_shape(
+            shape: torch.Size, device: torch.device, dtype: torch.dtype, mask: None = None
+        ) -> torch.Tensor:
+            return made(torch.empty(0, device=device, dtype=dtype))
+
+        self._code.forward = of_shape
+
+
+class _SinePosition:
+    """A part of the network with such a code."""
+
+    def __init__(self, code: Any) -> None:
+        self.position_encoding = _SineCode(code)
 
 
 class _ImageEncoder:

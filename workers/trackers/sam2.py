@@ -62,8 +62,8 @@ SHARED_OPTIONS: Mapping[str, Any] = {
 }
 """Options of every tracker on a SAM 2 network.
 
-* ``cache_keys``: keep the projected keys of every remembered frame, which spares some work on each
-  frame and takes 16 times the memory of bfloat16, 32 times in float32; only rounding differs.
+* ``cache_keys``: keep the projected keys of every remembered frame. They take 16 times the memory
+  of what is remembered, 32 times in float32, and round a little more coarsely in bfloat16.
 * ``compat``: ``original`` reproduces the faults of the published program, ``none`` does not.
 * ``fast_float32``: compute in float32 with the library that is faster on this CPU instead of the
   one the originals use; the rounding differs, which trained weights hardly show.
@@ -224,6 +224,8 @@ class EngineSession(TrackingSession):
     def look_ahead(self, frames: Sequence[UInt8Array]) -> None:
         """Encode the next frames in one batch, as `TrackingSession.look_ahead`."""
         self._check_open()
+        if not self.object_ids and not self._pending:
+            return  # Where nothing is tracked no picture is looked at.
         if any(frame is known for frame in frames[:1] for known, _ in self._ahead):
             return  # A batch is worth it when all that was known is used up.
         new = frames[: self._engine.max_batch]
@@ -419,7 +421,8 @@ class EngineLoader(TrackingModelLoader):
     config : TrackingConfig
         ``checkpoint_path`` is the local file, an official ``.pt`` or the same tensors as
         ``.safetensors``; without it the official file name of the size in ``cache_dir``.
-        ``image_size`` is a multiple of 32; the official checkpoints know 1024. ``dtype`` is
+        ``image_size`` is a multiple of `image_size_step`; the official checkpoints know
+        `full_image_size`. ``dtype`` is
         ``float32`` (on a CPU the default) or ``bfloat16`` (on a GPU).
 
     Raises
@@ -523,8 +526,8 @@ class EngineLoader(TrackingModelLoader):
         Raises
         ------
         RuntimeError
-            The weights are missing, truncated, of another size or no SAM 2 checkpoint, or the
-            package ``sam2`` or the device is not there.
+            The weights are missing, truncated, of another size or another network's, or the
+            package that they need or the device is not there.
         """
         import torch
 
