@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 16_384
 """Rows in memory at a time while a table is streamed."""
+VIDEO_ROWS = 256
+"""The same where rows become Python's values, of which one of `videos` takes kilobytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,8 +383,9 @@ class Dataset:
                     )
                     for name, chosen in (("frames", None), ("masks", columns), ("objects", None))
                 )
-                for batch in self._rows_of(files.get("videos", ()), wanted, None):
-                    for row in _rows_of_batch(batch):
+                few = self._rows_of(files.get("videos", ()), wanted, None, VIDEO_ROWS)
+                for batch in few:
+                    for row in batch.to_pylist():
                         key = row["video_key"]
                         if wanted is None or _holds(wanted, key, key):
                             yield VideoRows(
@@ -417,10 +420,11 @@ class Dataset:
         keys: Sequence[str],
         wanted: NDArray[np.int64] | None,
         columns: Sequence[str] | None,
+        max_rows: int = BATCH_ROWS,
     ) -> Iterator[pa.RecordBatch]:
         for key in keys:
             with self._open(key) as file:
-                yield from _batches_of(file, columns, None, wanted)
+                yield from _batches_of(file, columns, None, wanted, max_rows)
 
     def _open(self, key: str) -> BinaryIO:
         try:
@@ -579,17 +583,12 @@ def _segment_number(key: str) -> str:
     return key.rpartition("/")[2].partition("-")[0]
 
 
-def _rows_of_batch(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a batch; as Python's values each takes kilobytes, so a few at a time."""
-    for start in range(0, batch.num_rows, 256):
-        yield from batch.slice(start, 256).to_pylist()
-
-
 def _batches_of(
     file: Any,
     columns: Sequence[str] | None,
     video_key: int | None,
     wanted: NDArray[np.int64] | None = None,
+    max_rows: int = BATCH_ROWS,
 ) -> Iterator[pa.RecordBatch]:
     """Stream one Parquet file, skipping the row groups that cannot hold the videos."""
     import pyarrow.compute as pc
@@ -610,7 +609,7 @@ def _batches_of(
                 if (stats := parquet.metadata.row_group(group).column(0).statistics) is None
                 or _holds(wanted, stats.min, stats.max)
             ]
-        for batch in batches(parquet, BATCH_ROWS, groups=groups, columns=chosen):
+        for batch in batches(parquet, max_rows, groups=groups, columns=chosen):
             if video_key is not None:
                 batch = batch.filter(pc.equal(batch.column("video_key"), video_key))
             if columns is not None:
