@@ -152,6 +152,8 @@ class Pace:
         self._clock = clock
         self._start_s = clock()
         self._samples: deque[tuple[float, int]] = deque([(self._start_s, 0)])
+        self._num_settled = 0
+        self._settled_s = 0.0
 
     @property
     def elapsed_s(self) -> float:
@@ -176,7 +178,11 @@ class Pace:
         return max(last - first, 0) / span_s if span_s >= SPEED_SETTLES_S else 0.0
 
     def eta_s(self, totals: PlanTotals, counts: Counts) -> float | None:
-        """Return the seconds left: from frames where they are estimated, else from videos."""
+        """Return the seconds left; None where nothing tells.
+
+        From frames while fewer are done than were estimated, else from videos: each takes as long
+        as those before, of which the time since the last one counts.
+        """
         left = totals.num_left - counts.num_settled
         if left <= 0:
             return 0.0
@@ -184,9 +190,13 @@ class Pace:
             frames_left = totals.num_frames - counts.num_frames
             if frames_left > 0:
                 return frames_left / self.frames_per_s
-        if counts.num_settled:
-            return left * self.elapsed_s / counts.num_settled
-        return None
+        if not counts.num_settled:
+            return None
+        if counts.num_settled != self._num_settled:
+            self._num_settled, self._settled_s = counts.num_settled, self.elapsed_s
+        each_s = self._settled_s / counts.num_settled
+        left_s = left * each_s - (self.elapsed_s - self._settled_s)
+        return left_s if left_s > 0 else None
 
 
 def format_duration(seconds: float | None) -> str:

@@ -340,6 +340,7 @@ def cpu(args: argparse.Namespace, checkpoint: Path, frames: list[Any]) -> dict[s
         "maskmill float32": ours,
         "maskmill fast_float32": lambda *a: ours(*a, fast_float32=True),
         "maskmill bfloat16": lambda *a: ours(*a, dtype="bfloat16"),
+        "maskmill float32, kept keys": lambda *a: ours(*a, cache_keys=True),
         "official float32": official,
         "official bfloat16": lambda *a: official(*a, is_bfloat16=True),
         "transformers float32": transformers,

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,7 +31,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 GOAL_PER_S = 5000
 HEIGHT, WIDTH = 720, 1280
-NUM_FRAMES, NUM_OBJECTS = 100, 10
 NUM_SHAPES = 400
 FORMATS: dict[str, dict[str, Any]] = {
     "coco": {},
@@ -45,6 +44,18 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 MEMORY_FORMATS = ("coco", "mots")
 COMMIT_VIDEOS = 64
+
+
+class VideoSize(NamedTuple):
+    """What a video of the dataset holds."""
+
+    num_frames: int
+    num_objects: int
+
+    @property
+    def num_masks(self) -> int:
+        """One of every object on every frame."""
+        return self.num_frames * self.num_objects
 
 
 def shapes(davis: Path | None) -> list[Any]:
@@ -83,7 +94,7 @@ def shapes(davis: Path | None) -> list[Any]:
     return found
 
 
-def make_dataset(folder: Path, num_videos: int, masks: list[Any]) -> None:
+def make_dataset(folder: Path, num_videos: int, size: VideoSize, masks: list[Any]) -> None:
     """Commit and publish videos as a run would."""
     from jobs.commit_log import CommitLog
     from jobs.publication import Publisher
@@ -105,21 +116,22 @@ def make_dataset(folder: Path, num_videos: int, masks: list[Any]) -> None:
     )
     for first in range(0, num_videos, COMMIT_VIDEOS):
         keys = range(first, min(first + COMMIT_VIDEOS, num_videos))
-        log.commit([_commit(store, log.epoch, key, masks) for key in keys])
+        log.commit([_commit(store, log.epoch, key, size, masks) for key in keys])
     Publisher(log).finish(Outcome.FINISHED, exit_code=0)
 
 
-def _commit(store: Any, epoch: int, key: int, masks: list[Any]) -> Any:
+def _commit(store: Any, epoch: int, key: int, size: VideoSize, masks: list[Any]) -> Any:
     from jobs.commit_log import VideoCommit, input_identity
     from tests.jobs.outputs import video_row
 
     rng = np.random.default_rng(key)
-    count = NUM_FRAMES * NUM_OBJECTS
-    frame_idx = np.repeat(np.arange(NUM_FRAMES), NUM_OBJECTS)
-    object_id = np.tile(np.arange(1, NUM_OBJECTS + 1), NUM_FRAMES)
+    num_frames, num_objects = size
+    count = size.num_masks
+    frame_idx = np.repeat(np.arange(num_frames), num_objects)
+    object_id = np.tile(np.arange(1, num_objects + 1), num_frames)
     drawn = [masks[at] for at in rng.integers(0, len(masks), count)]
     boxes = np.array([mask.bbox_xywh for mask in drawn], np.float32)
-    pts_us = np.arange(NUM_FRAMES) * 40_000
+    pts_us = np.arange(num_frames) * 40_000
     tables: dict[str, dict[str, Any]] = {
         "masks": {
             "video_key": np.full(count, key),
@@ -136,23 +148,23 @@ def _commit(store: Any, epoch: int, key: int, masks: list[Any]) -> Any:
             "flags": np.zeros(count, np.uint8),
         },
         "frames": {
-            "video_key": np.full(NUM_FRAMES, key),
-            "frame_idx": np.arange(NUM_FRAMES),
+            "video_key": np.full(num_frames, key),
+            "frame_idx": np.arange(num_frames),
             "pts_us": pts_us,
-            "num_objects": np.full(NUM_FRAMES, NUM_OBJECTS),
-            "occluded_ids": [[]] * NUM_FRAMES,
+            "num_objects": np.full(num_frames, num_objects),
+            "occluded_ids": [[]] * num_frames,
         },
         "objects": {
-            "video_key": np.full(NUM_OBJECTS, key),
-            "object_id": np.arange(1, NUM_OBJECTS + 1),
-            "category_id": np.arange(1, NUM_OBJECTS + 1) % 2,
-            "frames_visible": np.full(NUM_OBJECTS, NUM_FRAMES),
+            "video_key": np.full(num_objects, key),
+            "object_id": np.arange(1, num_objects + 1),
+            "category_id": np.arange(1, num_objects + 1) % 2,
+            "frames_visible": np.full(num_objects, num_frames),
         },
     }
     parts = [_part(store, f"_staging/{epoch}/{key}/{t}.parquet", t, c) for t, c in tables.items()]
-    row = video_row(key, NUM_FRAMES, NUM_OBJECTS)
+    row = video_row(key, num_frames, num_objects)
     row |= {"width": WIDTH, "height": HEIGHT, "fps": 25.0, "start_frame": 0}
-    row |= {"end_frame": NUM_FRAMES, "duration_us": NUM_FRAMES * 40_000}
+    row |= {"end_frame": num_frames, "duration_us": num_frames * 40_000}
     identity = input_identity(f"etag-{key}", 1, None, None, 1, "")
     return VideoCommit(key, identity, f"a{key}", 1, tuple(parts), row, ())
 
@@ -231,22 +243,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--davis", type=Path, help="folder of DAVIS sequences")
     parser.add_argument("--masks", type=int, default=100_000)
+    parser.add_argument("--size", type=int, nargs=2, default=[100, 10], help="frames and objects")
     parser.add_argument("--growth", type=int, nargs=2, default=[2, 6], help="for the memory")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
 
-    num_videos = max(1, args.masks // (NUM_FRAMES * NUM_OBJECTS))
+    size = VideoSize(*args.size)
+    num_videos = max(1, args.masks // size.num_masks)
     drawn = shapes(args.davis)
     mean = statistics.mean(len(mask.counts) for mask in drawn)
     print(
-        f"{num_videos} videos of {NUM_FRAMES} frames and {NUM_OBJECTS} objects, {mean:.0f} B/mask"
+        f"{num_videos} videos of {size.num_frames} frames and {size.num_objects} objects, "
+        f"{mean:.0f} B/mask"
     )
     figures: dict[str, Any] = {"bytes_per_mask": mean}
     with tempfile.TemporaryDirectory() as folder:
         dataset = Path(folder, "1")
-        make_dataset(dataset, num_videos, drawn)
+        make_dataset(dataset, num_videos, size, drawn)
         print(f"{'format':22} {'masks/s':>9} {'busy':>6} {'MB':>7} {'peak MiB':>9}")
         for format in args.formats:
             runs = [in_a_process(dataset, format) for _ in range(args.repeats)]
@@ -267,7 +282,7 @@ def main() -> None:
             )
         for times in args.growth:
             dataset = Path(folder, str(times))
-            make_dataset(dataset, times * num_videos, drawn)
+            make_dataset(dataset, times * num_videos, size, drawn)
             for format in [format for format in MEMORY_FORMATS if format in args.formats]:
                 peak = in_a_process(dataset, format)["peak_bytes"]
                 figures[format][f"peak_bytes_{times}"] = peak

@@ -109,6 +109,10 @@ def test_time_left_from_videos_when_frames_are_unknown(clock: Clock) -> None:
     assert pace.eta_s(totals, Counts()) is None
     clock.now_s += 20
     assert pace.eta_s(totals, Counts(num_committed=1, num_quarantined=1)) == pytest.approx(80)
+    clock.now_s += 30
+    assert pace.eta_s(totals, Counts(num_committed=1, num_quarantined=1)) == pytest.approx(50)
+    clock.now_s += 70
+    assert pace.eta_s(totals, Counts(num_committed=1, num_quarantined=1)) is None
     assert pace.eta_s(totals, Counts(num_committed=10)) == 0
 
 
