@@ -9,7 +9,7 @@
   hides nothing.
 * A `MaskmillError` prints its sentence and ends with its exit code; a fault of ours says where the
   traceback is; a full disk is the store's exit code.
-* Choosing a YOLO model prints the AGPL-3.0 notice once.
+* Choosing a YOLO model prints the AGPL-3.0 notice once, SAM 3 that of its weights.
 * `retry` takes the stored configuration, with flags for what workers may use on top.
 * `status`, `retry`, `verify`, `gc` and `compact` on a place without a run are exit code 2.
 """
@@ -372,22 +372,25 @@ def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "num_notices"),
+    ("flags", "notices"),
     [
-        ([], 0),
-        (["--tracker", "yolo11n-seg", "--checkpoint", "a.pt"], 1),
-        (["--tracker", "YOLO11n-seg", "--checkpoint", "a.pt", *DETECTOR], 1),
-        (DETECTOR, 1),
+        ([], []),
+        (["--tracker", "yolo11n-seg", "--checkpoint", "a.pt"], ["AGPL-3.0"]),
+        (["--tracker", "YOLO11n-seg", "--checkpoint", "a.pt", *DETECTOR], ["AGPL-3.0"]),
+        (DETECTOR, ["AGPL-3.0"]),
+        (["--tracker", "facebook/sam3", "--checkpoint", "a.pt"], ["SAM License"]),
     ],
 )
-def test_agpl_notice(
+def test_licences_that_oblige_are_told(
     flags: list[str],
-    num_notices: int,
+    notices: list[str],
     configurations: list[RunConfig],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert cli.main(["run", "clips", "--out", "o", *flags]) == 0
-    assert capsys.readouterr().err.count("AGPL-3.0") == num_notices
+    told = capsys.readouterr().err
+    assert [name for name in ("AGPL-3.0", "SAM License") if name in told] == notices
+    assert told.count("notice:") == len(notices)
 
 
 def test_a_missing_extra_is_refused_before_anything_starts(
