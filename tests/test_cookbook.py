@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pytest
 
 from jobs import cli, driver
@@ -111,7 +112,12 @@ def make_run(folder: Path) -> None:
 def execute(snippet: Snippet) -> str:
     """Run one snippet in the working directory, and return what it printed."""
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+    with (
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+        # As in a process of its own, whatever other tests have imported.
+        np.printoptions(formatter={}, linewidth=75),
+    ):
         if snippet.language == "python":
             exec(compile(snippet.code, f"cookbook.md:{snippet.line}", "exec"), {})
         elif snippet.language == "sql":

@@ -78,13 +78,15 @@ def wait_until(happened: Callable[[], bool], what: str, timeout_s: float = 120) 
         time.sleep(0.1)
 
 
-def tracking(out: Path) -> int:
-    """Return how many workers are tracking a video, as the driver's status says."""
+def at_work(out: Path) -> int:
+    """Return how many workers have a video, as the driver's status says."""
     try:
         status = json.loads((out / "_status.json").read_bytes())
     except (FileNotFoundError, ValueError):
         return 0
-    return sum(worker["state"] == "tracking" for worker in status["workers"].values())
+    # Not only those that say "tracking": a worker's first word of a video takes seconds, and the
+    # status, written every five, may come before it again and again.
+    return len(status["workers"])
 
 
 def drained(lines: list[str]) -> set[str]:
@@ -125,7 +127,7 @@ def story(cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Stor
     # and the same command again, at work
     (story.out / "_status.json").unlink(missing_ok=True)
     driver = maskmill(*command, env=environment)
-    wait_until(lambda: tracking(story.out) > 0, "a worker at work")
+    wait_until(lambda: at_work(story.out) == len(NOTICE_S), "both workers at work")
     lines: list[str] = []
     reader = threading.Thread(target=lines.extend, args=(driver.stdout,), daemon=True)
     reader.start()
